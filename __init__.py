@@ -1,0 +1,1 @@
+"""Secateur: an ahead-of-time compiler for neural networks."""

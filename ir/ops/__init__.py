@@ -1,0 +1,1 @@
+"""The operations, one file a family. A file here is found by itself: there is no list to edit."""
