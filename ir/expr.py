@@ -181,7 +181,7 @@ def evaluate(expr: Expr, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, A
         if node.op == "var":
             return wide[node.value]
         if node.op == "const":
-            return np.asarray(node.value, dtype=working)
+            return np.asarray(node.value).astype(working)
         if node.op == "attr":
             value = attrs[node.value]
             return value if isinstance(value, DType) else np.asarray(value, dtype=working)

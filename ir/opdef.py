@@ -108,9 +108,7 @@ class OpDef:
         """Attributes with the defaults filled in and every value in its canonical Python type."""
         for key in attrs:
             if key not in self.attrs:
-                raise CompileError(
-                    f"{self.name} has no attribute {key!r}", span=span, hint=nearest(key, self.attrs)
-                )
+                raise CompileError(f"{self.name} has no attribute {key!r}", span=span, hint=nearest(key, self.attrs))
         done = {}
         for key, attr in self.attrs.items():
             value = attrs.get(key, attr.default)

@@ -54,9 +54,7 @@ class PassManager:
         """
         names = [item.name for item in self.passes]
         if self.stop_after and self.stop_after not in names:
-            raise CompileError(
-                f"the pipeline has no pass {self.stop_after!r}", hint=nearest(self.stop_after, names)
-            )
+            raise CompileError(f"the pipeline has no pass {self.stop_after!r}", hint=nearest(self.stop_after, names))
         for item in self.passes:
             self._run_one(item, graph)
             if item.name == self.stop_after:

@@ -140,34 +140,78 @@ for _name in ("lt", "le", "gt", "ge"):
 elementwise("isnan", "x", "isnan(x)", FLOATS)
 elementwise("isinf", "x", "eq(abs(x), inf)", FLOATS)
 for _name in ("and", "or", "xor"):
-    elementwise(f"bit_{_name}", "a b", f"{_name}(a, b)" if _name == "xor" else "a & b" if _name == "and" else "a | b",
-                LOGICAL, commutative=True, doc=f"Bitwise {_name}; the logical one for bool.")
+    elementwise(
+        f"bit_{_name}",
+        "a b",
+        f"{_name}(a, b)" if _name == "xor" else "a & b" if _name == "and" else "a | b",
+        LOGICAL,
+        commutative=True,
+        doc=f"Bitwise {_name}; the logical one for bool.",
+    )
 elementwise("bit_not", "x", "~x", LOGICAL, doc="Bitwise complement; logical negation for bool.")
 elementwise("shift_left", "a b", "a << b", INTS, ranges={"b": (0, 7)})
 elementwise("shift_right", "a b", "a >> b", INTS, ranges={"b": (0, 7)}, doc="Arithmetic for signed types.")
 elementwise("where", "cond a b", "select(cond, a, b)", ALL, doc="a where cond holds, else b.")
-elementwise("cast", "x", "cast(x, dtype)", ALL, attrs={"dtype": Attr("dtype")},
-            doc="To another element type; float to integer truncates and saturates, NaN becomes 0.")
+elementwise(
+    "cast",
+    "x",
+    "cast(x, dtype)",
+    ALL,
+    attrs={"dtype": Attr("dtype")},
+    doc="To another element type; float to integer truncates and saturates, NaN becomes 0.",
+)
 
 # Activations
 elementwise("relu", "x", "select(x <= 0, 0, x)")
-elementwise("leaky_relu", "x", "select(x <= 0, x * slope, x)", FLOATS,
-            attrs={"slope": Attr("float", 0.01)}, attr_ranges={"slope": (-0.5, 0.5)})
-elementwise("elu", "x", "select(x <= 0, alpha * expm1(x * input_scale), x) * scale", FLOATS,
-            attrs={"alpha": Attr("float", 1.0), "scale": Attr("float", 1.0), "input_scale": Attr("float", 1.0)},
-            attr_ranges={"alpha": (0.5, 2.0), "scale": (0.5, 2.0), "input_scale": (0.5, 2.0)},
-            doc="ELU; with `scale` SELU, with `input_scale` CELU.")
-elementwise("clamp", "x", "min(max(x, low), high)", FLOATS,
-            attrs={"low": Attr("float", float("-inf")), "high": Attr("float", float("inf"))},
-            attr_ranges={"low": (-1.0, 0.0), "high": (0.0, 2.0)}, doc="Into low..high; NaN stays NaN.")
+elementwise(
+    "leaky_relu",
+    "x",
+    "select(x <= 0, x * slope, x)",
+    FLOATS,
+    attrs={"slope": Attr("float", 0.01)},
+    attr_ranges={"slope": (-0.5, 0.5)},
+)
+elementwise(
+    "elu",
+    "x",
+    "select(x <= 0, alpha * expm1(x * input_scale), x) * scale",
+    FLOATS,
+    attrs={"alpha": Attr("float", 1.0), "scale": Attr("float", 1.0), "input_scale": Attr("float", 1.0)},
+    attr_ranges={"alpha": (0.5, 2.0), "scale": (0.5, 2.0), "input_scale": (0.5, 2.0)},
+    doc="ELU; with `scale` SELU, with `input_scale` CELU.",
+)
+elementwise(
+    "clamp",
+    "x",
+    "min(max(x, low), high)",
+    FLOATS,
+    attrs={"low": Attr("float", float("-inf")), "high": Attr("float", float("inf"))},
+    attr_ranges={"low": (-1.0, 0.0), "high": (0.0, 2.0)},
+    doc="Into low..high; NaN stays NaN.",
+)
 elementwise("sigmoid", "x", "1 / (1 + exp(-x))", FLOATS)
 elementwise("silu", "x", "x / (1 + exp(-x))", FLOATS)
-elementwise("softplus", "x", "select(x * beta > threshold, x, log1p(exp(x * beta)) / beta)", FLOATS,
-            attrs={"beta": Attr("float", 1.0), "threshold": Attr("float", 20.0)})
+elementwise(
+    "softplus",
+    "x",
+    "select(x * beta > threshold, x, log1p(exp(x * beta)) / beta)",
+    FLOATS,
+    attrs={"beta": Attr("float", 1.0), "threshold": Attr("float", 20.0)},
+)
 elementwise("mish", "x", "x * tanh(select(x > 20, x, log1p(exp(x))))", FLOATS)
 elementwise("gelu", "x", "x * 0.5 * (1 + erf(x * 0.7071067811865476))", FLOATS)
-elementwise("gelu_tanh", "x", "x * 0.5 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))", FLOATS,
-            doc="GELU in its tanh approximation.")
-elementwise("hard_sigmoid", "x", "min(max(x * alpha + beta, 0), 1)", FLOATS,
-            attrs={"alpha": Attr("float", 1 / 6), "beta": Attr("float", 0.5)})
+elementwise(
+    "gelu_tanh",
+    "x",
+    "x * 0.5 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))",
+    FLOATS,
+    doc="GELU in its tanh approximation.",
+)
+elementwise(
+    "hard_sigmoid",
+    "x",
+    "min(max(x * alpha + beta, 0), 1)",
+    FLOATS,
+    attrs={"alpha": Attr("float", 1 / 6), "beta": Attr("float", 0.5)},
+)
 elementwise("hard_swish", "x", "x * (min(max(x + 3, 0), 6) / 6)", FLOATS)
