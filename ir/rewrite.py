@@ -15,41 +15,56 @@ from __future__ import annotations
 
 import ast
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
 
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.opdef import lookup
+from secateur.ir.types import FLOATS
 from secateur.ir.verify import verify
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """An operation by name with a pattern or a capture name for each operand.
+    """An operation by name with a pattern, a capture name or a number for each operand.
 
     `name` may be "a|b" for either. With `rest`, further operands may follow. A capture that occurs
-    twice must be the same value; the capture `_` matches anything and binds nothing.
+    twice must be the same value; the capture `_` matches anything and binds nothing. A number
+    matches a constant whose every element is that number: integers exactly, fractions within a
+    few units in the last place of the constant's type.
     """
 
     name: str
-    operands: tuple[Pattern | str, ...] = ()
+    operands: tuple[Pattern | str | int | float, ...] = ()
     rest: bool = False
 
     @property
     def names(self) -> list[str]:
         return self.name.split("|")
 
+    @property
+    def depth(self) -> int:
+        """Levels of operations, the root included."""
+        return 1 + max((inner.depth for inner in self.operands if isinstance(inner, Pattern)), default=0)
+
 
 def pattern(text: str) -> Pattern:
-    """Read `add(mul(x, y), x)`; `conv(x, ...)` allows further operands, `("add|sub")(x, y)` either op."""
+    """Read `add(mul(x, y), 1)`; `conv(x, ...)` allows further operands, `"add|sub"(x, y)` is either op."""
 
-    def convert(node: ast.AST) -> Pattern | str:
+    def convert(node: ast.AST) -> Pattern | str | int | float:
         match node:
             case ast.Name(id=name):
                 return name
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return -number
             case ast.Call(func=ast.Name(id=name) | ast.Constant(value=str() as name), args=args):
                 rest = bool(args) and isinstance(args[-1], ast.Constant) and args[-1].value is Ellipsis
                 kept = args[:-1] if rest else args
@@ -57,7 +72,7 @@ def pattern(text: str) -> Pattern:
         raise ValueError(f"not a pattern: {ast.unparse(node)}")
 
     parsed = convert(ast.parse(text, mode="eval").body)
-    if isinstance(parsed, str):
+    if not isinstance(parsed, Pattern):
         raise ValueError(f"a pattern needs an operation at its root: {text!r}")
     return parsed
 
@@ -117,46 +132,85 @@ def rule(text: str) -> Callable[[Rewrite], Rule]:
 
 @dataclass
 class RewriteStats:
-    """Per rule: how often it fired, why it declined, and the seconds it took."""
+    """Per rule: how often it fired, why it declined, the seconds it took; in all: how many operations were visited."""
 
     fired: Counter[str] = field(default_factory=Counter)
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    visits: int = 0
 
     def add(self, other: RewriteStats) -> None:
         self.fired.update(other.fired)
         self.refused.update(other.refused)
+        self.visits += other.visits
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
 
 
 def match(pattern: Pattern, op: Op) -> Match | None:
-    """Match a pattern with `op` at its root. Commutative ops are tried in both operand orders."""
-    found = Match()
-    return found if _match(pattern, op, found) else None
+    """The first match of a pattern with `op` at its root, if there is one."""
+    return next(matches(pattern, op), None)
 
 
-def _match(pattern: Pattern, op: Op, found: Match) -> bool:
+def matches(pattern: Pattern, op: Op) -> Iterator[Match]:
+    """Every match of a pattern with `op` at its root; commutative ops are tried in both operand orders."""
+    yield from _match_op(pattern, op, Match())
+
+
+def _match_op(pattern: Pattern, op: Op, found: Match) -> Iterator[Match]:
     if op.name not in pattern.names:
-        return False
-    count = len(pattern.operands)
-    if len(op.operands) < count or (len(op.operands) > count and not pattern.rest):
-        return False
-    orders = [op.operands]
-    if count == 2 and lookup(op.name).commutative:
-        orders.append(op.operands[::-1])
-    for order in orders:
-        trial = Match([*found.ops, op], dict(found.values))
-        if all(_match_operand(p, value, trial) for p, value in zip(pattern.operands, order, strict=False)):
-            found.ops, found.values = trial.ops, trial.values
-            return True
-    return False
+        return
+    count, given = len(pattern.operands), op.operands
+    if len(given) < count or (len(given) > count and not pattern.rest):
+        return
+    here = Match([*found.ops, op], found.values)
+    yield from _match_operands(pattern.operands, given, here)
+    if count == 2 and given[0] is not given[1] and lookup(op.name).commutative:
+        yield from _match_operands(pattern.operands, given[::-1], here)
 
 
-def _match_operand(pattern: Pattern | str, value: Value, found: Match) -> bool:
-    if isinstance(pattern, Pattern):
-        return value.op is not None and _match(pattern, value.op, found)
-    return pattern == "_" or found.values.setdefault(pattern, value) is value
+def _match_operands(
+    patterns: tuple[Pattern | str | int | float, ...], values: tuple[Value, ...], found: Match
+) -> Iterator[Match]:
+    """Match operands from the left; a later one that fails makes an earlier one try its other order."""
+    if not patterns:
+        yield found
+        return
+    first, value = patterns[0], values[0]
+    if isinstance(first, Pattern):
+        partial = _match_op(first, value.op, found) if value.op else iter(())
+    else:
+        partial = _match_leaf(first, value, found)
+    for trial in partial:
+        yield from _match_operands(patterns[1:], values[1:], trial)
+
+
+def _match_leaf(leaf: str | int | float, value: Value, found: Match) -> Iterator[Match]:
+    if not isinstance(leaf, str):
+        if is_number(value, leaf):
+            yield found
+    elif leaf == "_" or found.values.get(leaf) is value:
+        yield found
+    elif leaf not in found.values:
+        yield Match(found.ops, {**found.values, leaf: value})
+
+
+def is_number(value: Value, number: int | float) -> bool:
+    """Whether a value is a constant whose every element is `number` (see `Pattern`)."""
+    if value.op is None or value.op.name != "constant":
+        return False
+    array: np.ndarray = value.op.attrs["value"]
+    if not array.size or array.dtype == np.bool_:
+        return False
+    slack = 0.0 if number == int(number) or not value.type.dtype.is_float else 4 * _EPS[value.type.dtype] * abs(number)
+
+    def near(item: np.ndarray) -> bool:
+        return bool(np.all(np.abs(item.astype(np.float64) - number) <= slack))
+
+    return near(array.reshape(-1)[:1]) and (array.size == 1 or near(array))
+
+
+_EPS = {dtype: float(ml_dtypes.finfo(dtype.numpy).eps) for dtype in FLOATS}
 
 
 def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None) -> RewriteStats:
@@ -169,32 +223,34 @@ def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None)
         CompileError: fuel ran out (naming the rule that fired most), or a replacement has another type.
     """
     by_root: defaultdict[str, list[Rule]] = defaultdict(list)
+    depth = 1
     for item in rules:
+        depth = max(depth, item.pattern.depth)
         for name in item.pattern.names:
             by_root[name].append(item)
     stats = RewriteStats()
-    worklist = dict.fromkeys(graph.ops)  # an ordered set
+    worklist = OrderedDict.fromkeys(graph.ops)  # an ordered set that pops from its front in constant time
     fuel = fuel if fuel is not None else 20 * len(worklist) + 1000
     while worklist:
-        op = next(iter(worklist))
-        del worklist[op]
+        op, _ = worklist.popitem(last=False)
         if op.graph is not graph:
             continue
-        touched = _rewrite_one(graph, op, by_root[op.name], stats)
-        worklist.update(dict.fromkeys(touched))
-        fuel -= bool(touched)
+        stats.visits += 1
+        changed = _rewrite_one(graph, op, by_root[op.name], stats)
+        if changed is None:
+            continue
+        worklist.update(OrderedDict.fromkeys(_upwards(graph, changed, depth)))
+        fuel -= 1
         if fuel < 0:
             name, count = stats.fired.most_common(1)[0]
             raise CompileError(f"rewriting does not end: rule {name!r} fired {count} times", span=op.span)
     return stats
 
 
-def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -> list[Op]:
-    """Try the rules on one operation; returns the operations to look at again when one fired."""
-    for item in rules:
-        found = match(item.pattern, op)
-        if found is None:
-            continue
+def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -> list[Op] | None:
+    """Try the rules on one operation; where one fires, returns the operations around it that changed."""
+    candidates = ((rule, found) for rule in rules for found in matches(rule.pattern, op))
+    for item, found in candidates:
         start = time.perf_counter()
         previous = op.prev
         outcome = item.rewrite(found, Builder(graph, op, op.span))
@@ -208,15 +264,34 @@ def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -
         if [value.type for value in values] != [value.type for value in op.results]:
             raise CompileError(f"rule {item.name!r} changes the type of {op!r}", span=op.span)
         stats.fired[item.name] += 1
-        new = _between(graph, previous, op)
-        operands = [value.op for value in op.operands if value.op]
-        graph.replace(op, values)
-        users = [user for value in values for user in value.users]
-        neighbours = [value.op for o in new for value in o.operands if value.op]
-        sources = [value.op for value in values if value.op]
-        erase_dead(graph, [*operands, *new])
-        return [o for o in [*new, *sources, *neighbours, *operands, *users] if o.graph is graph and o.next]
-    return []
+        return _replace(graph, op, values, _between(graph, previous, op))
+    return None
+
+
+def _replace(graph: Graph, op: Op, values: list[Value], new: list[Op]) -> list[Op]:
+    """Put `values` in the place of `op`; returns what the rules should look at again."""
+    users = [user for value in op.results for user in value.users]
+    released = op.operands
+    graph.replace(op, values)
+    erase_dead(graph, [*(value.op for value in released if value.op), *new])
+    # A value that has lost a use may now be the only use of something: rules ask for that.
+    alone = [user for value in released if len(value.uses) == 1 for user in value.users]
+    sources = [value.op for value in (*values, *released) if value.op]
+    return [*new, *sources, *alone, *users]
+
+
+def _upwards(graph: Graph, ops: Iterable[Op], depth: int) -> Iterator[Op]:
+    """The operations and, as a pattern may reach down to them, their users up to `depth` levels above."""
+    seen: set[Op] = set()
+    level = list(ops)
+    for left in range(depth, 0, -1):
+        level = [op for op in dict.fromkeys(level) if op.graph is graph and op is not graph.terminator]
+        level = [op for op in level if op not in seen]
+        seen.update(level)
+        yield from level
+        if left > 1:
+            # What feeds very many users (a shared constant) did not change for all of them.
+            level = [user for op in level for value in op.results if len(value.uses) <= 16 for user in value.users]
 
 
 def _between(graph: Graph, previous: Op | None, op: Op) -> list[Op]:

@@ -42,7 +42,7 @@ class Pass:
 
     def __str__(self) -> str:
         options = [
-            f"{field.name}={getattr(self, field.name)}"
+            f"{field.name}={_option_text(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         ]
@@ -71,7 +71,11 @@ def all_passes() -> dict[str, type[Pass]]:
 
 
 def make_pass(text: str) -> Pass:
-    """`fold` or `fold{limit=1000}` -> the pass. Raises `CompileError` on an unknown pass or option."""
+    """`fold` or `fold{limit=1000}` -> the pass; a list is written `decompose{keep=softmax+gelu}`.
+
+    Raises:
+        CompileError: unknown pass or option (with the nearest one), or a value of the wrong kind.
+    """
     name, brace, rest = text.strip().partition("{")
     known = all_passes()
     if name not in known:
@@ -88,11 +92,17 @@ def make_pass(text: str) -> Pass:
     return known[name](**options)
 
 
+def _option_text(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _convert(name: str, key: str, text: str, default: Any) -> Any:
     """An option's text as the type of its default."""
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(default, tuple):
+            return tuple(filter(None, text.split("+")))
         return type(default)(text)
     except (KeyError, ValueError):
         kind = type(default).__name__
