@@ -1,0 +1,104 @@
+"""secateur opt: text -> passes -> text."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from secateur.ir.diagnostics import CompileError
+from secateur.ir.graph import Graph
+from secateur.ir.text import print_graph, write_ir
+from secateur.passes.manager import PassManager, resolve
+from secateur.tools.console import Ui, duration, table
+from secateur.tools.models import MODEL_HELP, open_graph
+
+HELP = "run passes over a model and print the result as IR text"
+EXAMPLE = "secateur opt model.onnx -p 'fold{limit=1000} cse dce' --time-passes -o model.ir\ncat f.ir | secateur opt -"
+
+
+def add_pass_options(parser: argparse.ArgumentParser) -> None:
+    """The options that choose passes, the same for every command."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "-p", "--passes", action="append", metavar="PASSES", help="passes in order, e.g. 'fold{limit=1000} cse'"
+    )
+    group.add_argument("--pipeline", default="default", help="a named list of passes (default: %(default)s)")
+
+
+def chosen_passes(args: argparse.Namespace) -> str | list[str]:
+    """What `add_pass_options` gathered: a pipeline's name, or passes as text."""
+    if not args.passes:
+        return str(args.pipeline)
+    return [word for text in args.passes for word in re.findall(r"[^\s,{]+(?:\{[^}]*\}?)?", text)]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    add_pass_options(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.ir", help="write here (large constants beside it as .safetensors)"
+    )
+    parser.add_argument("--print-after", action="store_true", help="print the graph after every pass to standard error")
+    parser.add_argument("--dump", metavar="DIR", help="write the graph after every pass into a folder")
+    parser.add_argument("--stop-after", default="", metavar="PASS", help="stop after this pass")
+    parser.add_argument("--time-passes", action="store_true", help="show seconds and operations for each pass")
+
+
+def run(args: argparse.Namespace, ui: Ui) -> None:
+    graph = open_graph(args.model, ui)
+    manager = PassManager(
+        resolve(chosen_passes(args)),
+        stop_after=args.stop_after,
+        print_after=_print_after if args.print_after else None,
+        dump=Path(args.dump) if args.dump else None,
+    )
+    with ui.stage("running passes"):
+        manager.run(graph)
+    if args.output:
+        write_result(graph, args.output)
+        ui.note(f"wrote {args.output}")
+    elif not ui.as_json:
+        sys.stdout.write(print_graph(graph))
+    if args.time_passes or ui.as_json:
+        _show_times(manager, graph, ui, args.output)
+
+
+def write_result(graph: Graph, path: str) -> None:
+    """Write a graph as IR text; raises `CompileError` where that is not possible."""
+    try:
+        write_ir(graph, path)
+    except OSError as error:
+        raise CompileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _print_after(name: str, text: str) -> None:
+    sys.stderr.write(f"// after {name}\n{text}")
+
+
+def _show_times(manager: PassManager, graph: Graph, ui: Ui, output: str | None) -> None:
+    records = [
+        {
+            "pass": record.name,
+            "seconds": record.seconds,
+            "ops_before": record.ops_before,
+            "ops_after": record.ops_after,
+            "rules": dict(record.rules.fired) if record.rules else {},
+        }
+        for record in manager.records
+    ]
+    rows = [
+        (r.name, duration(r.seconds), r.ops_before, r.ops_after, _fired(dict(r.rules.fired)) if r.rules else "")
+        for r in manager.records
+    ]
+    shown = table("", ["pass", "time>", "ops before>", "after>", "rules that fired"], rows)
+    if ui.as_json:
+        text = {} if output else {"text": print_graph(graph)}
+        ui.report({"passes": records, "ops": len(graph), **text})
+    else:
+        ui.err.print(shown)
+
+
+def _fired(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} x{count}" for name, count in counts.items())

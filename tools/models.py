@@ -1,0 +1,104 @@
+"""How commands find their model, and the tensors they feed it."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from secateur.frontends.open import ACCEPTED, import_model
+from secateur.ir.diagnostics import CompileError, nearest
+from secateur.ir.graph import Graph
+from secateur.ir.text import parse
+from secateur.ir.types import DType, TensorType
+from secateur.tools.console import Ui
+
+MODEL_HELP = f"{ACCEPTED}, `zoo:NAME` for a built-in model, or - for IR text on standard input"
+
+Specs = Sequence[tuple[str, TensorType]]
+
+
+def open_graph(name: str, ui: Ui) -> Graph:
+    """The graph of a model given on the command line."""
+    if name == "-":
+        return parse(sys.stdin.read(), file="<stdin>")
+    if name.startswith("zoo:"):
+        from secateur.tools.zoo import build
+
+        with ui.stage(f"building {name}"):
+            model, inputs = build(name.removeprefix("zoo:"))
+        with ui.stage(f"importing {name}"):
+            graph = import_model(model, inputs)
+        graph.name = name.removeprefix("zoo:")
+        return graph
+    with ui.stage(f"importing {name}"):
+        return import_model(Path(name))
+
+
+def input_specs(graph: Graph) -> list[tuple[str, TensorType]]:
+    """Name and type of each input of a graph; an unnamed one is called `input0`, `input1`, ..."""
+    return [(value.hint or f"input{index}", value.type) for index, value in enumerate(graph.inputs)]
+
+
+def random_inputs(specs: Specs, seed: int) -> list[np.ndarray]:
+    """Random tensors: floats are normal, integers 0 or 1 (valid in any index or token table), masks all true."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for name, type in specs:
+        if "mask" in name:
+            made.append(np.ones(type.shape, type.dtype.numpy))
+        elif type.dtype.is_float:
+            made.append(rng.standard_normal(type.shape).astype(type.dtype.numpy))
+        elif type.dtype is DType.BOOL:
+            made.append(np.asarray(rng.random(type.shape) < 0.5))
+        else:
+            made.append(rng.integers(0, 2, type.shape).astype(type.dtype.numpy))
+    return made
+
+
+def read_inputs(path: str, specs: Specs) -> list[np.ndarray]:
+    """Input tensors from a .npz file, by name, or in the file's order where its names are not the model's.
+
+    Raises:
+        CompileError: not a .npz file, or one that lacks an input.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+        raise CompileError(f"cannot read {path} as a .npz file: {error}") from None
+    names = [name for name, _ in specs]
+    if all(key.startswith("arr_") for key in arrays) and len(arrays) == len(names):
+        return list(arrays.values())
+    for name, type in specs:
+        if name not in arrays:
+            raise CompileError(f"{path} has no tensor {name!r} ({type})", hint=nearest(name, arrays))
+    extra = sorted(arrays.keys() - set(names))
+    if extra:
+        raise CompileError(f"{path} holds {extra[0]!r}, which is not an input", hint=f"inputs are {', '.join(names)}")
+    return [arrays[name] for name in names]
+
+
+def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write tensors to a .npz file; raises `CompileError` where that is not possible."""
+    try:
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise CompileError(f"cannot write {path}: {error.strerror}") from None
+
+
+def summary(array: np.ndarray) -> dict[str, float | int]:
+    """Minimum, mean, maximum of the finite elements, and how many are not finite."""
+    values = np.asarray(array, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return {"min": float("nan"), "mean": float("nan"), "max": float("nan"), "nonfinite": int(values.size)}
+    return {
+        "min": float(finite.min()),
+        "mean": float(finite.mean()),
+        "max": float(finite.max()),
+        "nonfinite": int(values.size - finite.size),
+    }
