@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+DEFAULT = ["canonicalize", "fold", "cse", "dce", "attention", "fold_batchnorm", "canonicalize", "fold", "cse", "dce"]
+
 PIPELINES: dict[str, list[str]] = {
     "none": [],
-    "default": [],
+    # What every backend wants: no choice of layout, no boxes.
+    "default": DEFAULT,
+    # Channels last, and one box a kernel.
+    "cpu": [*DEFAULT, "layout", "fold", "dce", "fuse", "dce"],
 }

@@ -1,0 +1,238 @@
+"""Transposes sink towards the outputs, so that they meet others and cancel.
+
+Throughout, `y = transpose(x, perm)`: axis i of y is axis perm[i] of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.ir.builder import Builder
+from secateur.ir.graph import Value
+from secateur.ir.opdef import all_ops
+from secateur.ir.ops.constant import constant_value
+from secateur.ir.rewrite import Match, Outcome, Pattern, Refusal, Rule, rule
+from secateur.passes.rules.movement import inverse
+
+FROM_CHANNELS_LAST = (0, 3, 1, 2)
+CHEAP = 8  # another operand this much smaller than the result may be transposed the other way
+
+
+def perm_of(value: Value) -> tuple[int, ...] | None:
+    """The permutation that makes a value, if a transpose does."""
+    return tuple(value.op.attrs["perm"]) if value.op is not None and value.op.name == "transpose" else None
+
+
+def moves_ones_only(shape: Sequence[int], perm: Sequence[int]) -> bool:
+    """Whether a transpose leaves the elements in their order in memory."""
+    kept = [axis for axis in perm if shape[axis] != 1]
+    return kept == sorted(kept)
+
+
+def undo(b: Builder, value: Value, perm: tuple[int, ...], room: int) -> Value | None:
+    """The value that transposed by `perm` gives `value` (or broadcasts alike), or None where that costs a copy.
+
+    A copy of at most an eighth of `room` elements is worth it.
+    """
+    if value.type.numel == 1 and value.type.rank <= 1:
+        return value
+    if perm_of(value) == perm:
+        assert value.op is not None
+        return value.op.operands[0]
+    shape = (1,) * (len(perm) - value.type.rank) + value.shape
+    back = inverse(perm)
+    if (array := constant_value(value)) is not None:
+        assert value.op is not None
+        if array.size * CHEAP > room and len(value.users) > 1:
+            return None
+        moved = np.ascontiguousarray(array.reshape(shape).transpose(back))
+        return b.constant(moved, name=value.op.attrs["name"])
+    if moves_ones_only(shape, back):
+        return b.reshape(value, shape=[shape[axis] for axis in back])
+    if value.type.numel * CHEAP > room:
+        return None
+    full = value if value.shape == shape else b.reshape(value, shape=shape)
+    return b.transpose(full, perm=back)
+
+
+def _sink(m: Match, b: Builder, rank: int) -> Outcome:
+    """op(transpose(x), transpose(y), c) == transpose(op(x, y, transpose(c)))"""
+    op = m.root
+    moved = [value for value in op.operands if (perm := perm_of(value)) is not None and len(perm) == rank]
+    if not moved:
+        return None
+    largest = max(moved, key=lambda value: value.type.numel)
+    perm = perm_of(largest)
+    assert perm is not None
+    attrs = dict(op.attrs)
+    if op.name == "concat":
+        attrs["axis"] = perm[attrs["axis"]]
+    operands = [undo(b, value, perm, op.result.type.numel) for value in op.operands]
+    if any(value is None for value in operands):
+        return Refusal("another operand would have to be transposed instead")
+    result = b.op(op.name, [value for value in operands if value is not None], attrs).result
+    return b.transpose(result, perm=perm)
+
+
+def _sink_elementwise(m: Match, b: Builder) -> Outcome:
+    return _sink(m, b, m.root.result.type.rank)
+
+
+sink_elementwise = Rule(
+    "sink_elementwise",
+    Pattern("|".join(name for name, op in all_ops().items() if op.elementwise), ("_",), rest=True),
+    _sink_elementwise,
+    _sink.__doc__ or "",
+)
+
+
+@rule("concat(x, ...)")
+def sink_concat(m: Match, b: Builder) -> Outcome:
+    """concat(transpose(x), transpose(y)) == transpose(concat(x, y)) with the axis followed"""
+    return _sink(m, b, m.root.result.type.rank)
+
+
+PER_AXIS = {
+    "pad": ("low", "high", "interior"),
+    "slice": ("starts", "stops", "steps"),
+    "resize": ("size", "scales"),
+    "broadcast_to": ("shape",),
+}
+
+
+@rule('"pad|slice|resize|broadcast_to"(transpose(x))')
+def sink_per_axis(m: Match, b: Builder) -> Outcome:
+    """slice(transpose(x), ...) == transpose(slice(x, ...)): one number for each axis moves with it"""
+    perm = m.op(0).attrs["perm"]
+    if m.root.result.type.rank != len(perm):
+        return None
+    back = inverse(perm)
+    attrs: dict[str, Any] = dict(m.root.attrs)
+    for key in PER_AXIS[m.root.name]:
+        if attrs[key]:
+            attrs[key] = tuple(attrs[key][axis] for axis in back)
+    return b.transpose(b.op(m.root.name, [m["x"]], attrs).result, perm=perm)
+
+
+@rule('"softmax|log_softmax|cumsum|cumprod|flip"(transpose(x))')
+def sink_along_axis(m: Match, b: Builder) -> Outcome:
+    """softmax(transpose(x), axis) == transpose(softmax(x, perm[axis]))"""
+    perm = m.op(0).attrs["perm"]
+    attrs = dict(m.root.attrs)
+    if "axes" in attrs:
+        attrs["axes"] = tuple(perm[axis] for axis in attrs["axes"])
+    else:
+        attrs["axis"] = perm[attrs["axis"]]
+    return b.transpose(b.op(m.root.name, [m["x"]], attrs).result, perm=perm)
+
+
+@rule("batch_norm(transpose(x), ...)")
+def sink_batch_norm(m: Match, b: Builder) -> Outcome:
+    """batch_norm(transpose(x), axis) == transpose(batch_norm(x, perm[axis]))"""
+    perm = m.op(0).attrs["perm"]
+    attrs = {**m.root.attrs, "axis": perm[m.root.attrs["axis"]]}
+    return b.transpose(b.op("batch_norm", [m["x"], *m.root.operands[1:]], attrs).result, perm=perm)
+
+
+@rule('"layer_norm|rms_norm|linear"(transpose(x), ...)')
+def sink_trailing(m: Match, b: Builder) -> Outcome:
+    """linear(transpose(x)) == transpose(linear(x)) where the trailing dimensions stay in place"""
+    perm = tuple(m.op(0).attrs["perm"])
+    dims = m.root.attrs.get("dims", 1)
+    kept = tuple(range(len(perm) - dims, len(perm)))
+    if perm[len(perm) - dims :] != kept:
+        return None
+    return b.transpose(b.op(m.root.name, [m["x"], *m.root.operands[1:]], m.root.attrs).result, perm=perm)
+
+
+_REDUCTIONS = "|".join(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod", "any", "all"))
+
+
+@rule(f'"{_REDUCTIONS}|argmax|argmin"(transpose(x))')
+def sink_reduction(m: Match, b: Builder) -> Outcome:
+    """reduce(transpose(x), axes) == transpose(reduce(x, perm[axes])), without the axes that vanish"""
+    perm = m.op(0).attrs["perm"]
+    attrs = dict(m.root.attrs)
+    if "axes" in attrs:
+        gone = {perm[axis] for axis in attrs["axes"]}
+        attrs["axes"] = tuple(sorted(gone))
+    else:
+        gone = {perm[attrs["axis"]]}
+        attrs["axis"] = perm[attrs["axis"]]
+    result = b.op(m.root.name, [m["x"]], attrs).result
+    if not attrs["keepdims"]:
+        left = [axis for axis in perm if axis not in gone]
+        perm = [sorted(left).index(axis) for axis in left]
+    return b.transpose(result, perm=perm)
+
+
+@rule('"max_pool|avg_pool"(transpose(x))')
+def sink_pool(m: Match, b: Builder) -> Outcome:
+    """pool(to_channels_first(x)) == to_channels_first(pool(x, channels_last))"""
+    perm = tuple(m.op(0).attrs["perm"])
+    if perm != FROM_CHANNELS_LAST or m.root.attrs["channels_last"]:
+        return None
+    result = b.op(m.root.name, [m["x"]], {**m.root.attrs, "channels_last": True}).result
+    return b.transpose(result, perm=perm)
+
+
+@rule("reshape(transpose(x))")
+def sink_reshape(m: Match, b: Builder) -> Outcome:
+    """reshape(transpose(x)) == transpose(reshape(x)) where it splits or merges only what lies together in x"""
+    x, perm = m["x"], m.op(0).attrs["perm"]
+    groups = reshape_groups(m.op(0).result.shape, m.root.result.shape)
+    if groups is None:
+        return None
+    order = [axis for axis in range(len(perm)) if x.shape[axis] != 1]
+    placed = []
+    for ins, outs in groups:
+        places = [order.index(perm[axis]) for axis in ins if x.shape[perm[axis]] != 1]
+        if places != list(range(places[0], places[0] + len(places)) if places else []):
+            return None
+        placed.append((places[0] if places else -1, outs))
+    in_source = [axis for _, outs in sorted(placed, key=lambda item: item[0]) for axis in outs]
+    shape = m.root.result.shape
+    flat = b.reshape(x, shape=[shape[axis] for axis in in_source])
+    return b.transpose(flat, perm=inverse(in_source))
+
+
+def reshape_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
+    """The finest split of both shapes into runs of equal product, as axes; None for empty tensors."""
+    if 0 in before or 0 in after:
+        return None
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        ins, outs = [i], [j]
+        left, right = before[i], after[j]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right:
+                left *= before[i]
+                ins.append(i)
+                i += 1
+            else:
+                right *= after[j]
+                outs.append(j)
+                j += 1
+        groups.append((ins, outs))
+    rest = (list(range(i, len(before))), list(range(j, len(after))))  # trailing ones
+    if rest != ([], []):
+        groups.append(rest)
+    return groups
+
+
+RULES = [
+    sink_elementwise,
+    sink_concat,
+    sink_per_axis,
+    sink_along_axis,
+    sink_batch_norm,
+    sink_trailing,
+    sink_reduction,
+    sink_pool,
+    sink_reshape,
+]
