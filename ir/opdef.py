@@ -77,7 +77,8 @@ class OpDef:
             FMA counted as two; by default one for each result element.
         dim_links: which result dimension follows which operand dimension.
         expr: for an elementwise op, the one scalar expression everything else derives from.
-        decompose: rebuilds the op from simpler ones; a backend without a kernel for it uses this.
+        decompose: rebuilds the op from simpler ones; a backend without a kernel for it uses this. None
+            for an instance that has no simpler form.
         commutative: the first two operands may be swapped.
     """
 
@@ -91,7 +92,7 @@ class OpDef:
     flops: Callable[[Op], int] | None = None
     dim_links: Callable[[Op], list[DimLink]] | None = None
     expr: Expr | None = None
-    decompose: Callable[[Builder, Op], Sequence[Value]] | None = None
+    decompose: Callable[[Builder, Op], Sequence[Value] | None] | None = None
     commutative: bool = False
 
     @property
