@@ -1,0 +1,254 @@
+"""The artefact: a folder with C source, library, weights and manifest; and the program it holds.
+
+Opening and running one needs NumPy and ctypes, nothing else of this package's dependencies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.ir.diagnostics import CompileError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_STORED = {"bf16": "uint16", "bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64"}
+_STORED |= {name: f"{'u' if name[0] == 'u' else ''}int{name[1:]}" for name in ("i8", "u8", "i16", "i32", "i64")}
+
+
+class Report(dict[str, Any]):
+    """A report: a dict for programs, a table when printed."""
+
+    def __str__(self) -> str:
+        head = [f"{key:>16}: {value}" for key, value in self.items() if not isinstance(value, (list, dict))]
+        rows = [("step", "kernel", "op", "result", "MFLOP", "KiB", "why")]
+        for row in self["kernels"]:
+            numbers = (f"{row['flops'] / 1e6:.2f}", f"{row['bytes'] / 1024:.0f}")
+            rows.append((str(row["step"]), row["family"], row["op"], row["result"], *numbers, row["why"]))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([*head, "", *lines])
+
+
+class Program:
+    """A compiled network, ready to run.
+
+    `program(*inputs)` takes NumPy arrays or torch tensors and returns the same kind: one result
+    bare, several as a tuple. An instance computes one call at a time; calls from several threads
+    wait for each other.
+
+    Attributes:
+        folder: the artefact.
+        manifest: what `manifest.json` says.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, keep: Any = None) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._keep = keep  # a temporary folder that lives as long as the program
+        name = manifest["name"]
+        library = ctypes.CDLL(str(folder / manifest["library"]))
+        self._run = library[f"{name}_run"]
+        self._run.argtypes = [ctypes.c_void_p] * 3
+        create, destroy = library[f"{name}_create"], library[f"{name}_destroy"]
+        create.argtypes, destroy.argtypes = [ctypes.c_void_p, ctypes.c_int], [ctypes.c_void_p]
+        destroy.restype = None
+        handle = ctypes.c_void_p()
+        status = create(ctypes.byref(handle), threads or 0)
+        if status:
+            reason = {-1: f"{threads} threads are not possible", -2: "not enough memory"}.get(status, "no thread to be had")
+            raise CompileError(f"cannot start the program in {folder}: {reason}")
+        self._handle = handle
+        self._finalizer = weakref.finalize(self, destroy, handle)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run once.
+
+        Raises:
+            CompileError: number, shape or element type of the inputs do not fit.
+        """
+        as_torch = any(type(item).__module__.partition(".")[0] == "torch" for item in inputs)
+        arrays = self._check(inputs)
+        outputs = [np.empty(o["shape"], _STORED[o["dtype"]]) for o in self.manifest["outputs"]]
+        self.run_into(arrays, outputs)
+        results = tuple(_as_caller(array, o["dtype"], as_torch) for array, o in zip(outputs, self.manifest["outputs"]))
+        return results[0] if len(results) == 1 else results
+
+    def run_into(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """Run on contiguous arrays that are known to fit, into arrays that exist: nothing is allocated."""
+        ins = (ctypes.c_void_p * max(1, len(inputs)))(*(array.ctypes.data for array in inputs))
+        outs = (ctypes.c_void_p * max(1, len(outputs)))(*(array.ctypes.data for array in outputs))
+        self._run(self._handle, ins, outs)
+
+    def _check(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        wanted = self.manifest["inputs"]
+        if len(inputs) != len(wanted):
+            raise CompileError(f"the program takes {len(wanted)} inputs, got {len(inputs)}")
+        arrays = []
+        for position, (item, spec) in enumerate(zip(inputs, wanted, strict=True)):
+            array, dtype = _as_numpy(item)
+            if dtype != spec["dtype"] or list(array.shape) != spec["shape"]:
+                name = f"input {position}" + (f" ({spec['name']})" if spec["name"] else "")
+                shape, given = ",".join(map(str, spec["shape"])), ",".join(map(str, array.shape))
+                raise CompileError(f"{name} must be {spec['dtype']}[{shape}], got {dtype}[{given}]")
+            arrays.append(np.ascontiguousarray(array))
+        return arrays
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the artefact to `folder`: written beside and renamed, so that no half of it is ever seen.
+
+        Raises:
+            CompileError: the folder cannot be written, or holds something that is not an artefact.
+        """
+        target = Path(folder)
+        install(self.folder, target)
+        return target
+
+    def report(self) -> Report:
+        """What runs: arena and weight bytes, and for each step its kernel, FLOPs, bytes and reason."""
+        keys = ("target", "threads", "arena_bytes", "weights_bytes", "scratch_bytes", "compile_seconds")
+        return Report({key: self.manifest[key] for key in keys} | {"kernels": self.manifest["kernels"]})
+
+
+def _as_numpy(item: Any) -> tuple[np.ndarray, str]:
+    """An input as a NumPy array of its stored type, and the name of its element type."""
+    if type(item).__module__.partition(".")[0] == "torch":
+        import torch
+
+        tensor = item.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.uint16).numpy(), "bf16"
+        item = tensor.numpy()
+    array = np.asarray(item)
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16), "bf16"
+    names = {stored: name for name, stored in _STORED.items() if name != "bf16"}
+    return array, names.get(array.dtype.name, array.dtype.name)
+
+
+def _as_caller(array: np.ndarray, dtype: str, as_torch: bool) -> Any:
+    if as_torch:
+        import torch
+
+        tensor = torch.from_numpy(array)
+        return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
+    if dtype == "bf16":
+        import ml_dtypes
+
+        return array.view(ml_dtypes.bfloat16)
+    return array
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write `manifest.json` with the size and SHA-256 of every other file of the folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
+    text = json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n")
+
+
+def install(source: Path, target: Path) -> None:
+    """Copy an artefact beside `target`, then put it there in one rename."""
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise CompileError(f"{target} exists and is not an artefact", hint="choose another folder, or remove it first")
+    beside = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        fresh, old = beside / "new", beside / "old"
+        shutil.copytree(source, fresh)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+    except OSError as error:
+        raise CompileError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        if beside:
+            if not target.exists() and (beside / "old").exists():
+                os.rename(beside / "old", target)
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def load(folder: str | Path, threads: int | None = None) -> Program:
+    """Open an artefact: checks format, sizes, hashes, machine and CPU features before anything runs.
+
+    Args:
+        folder: what `Program.save` or `secateur compile` wrote.
+        threads: instead of the number chosen at compile time.
+
+    Raises:
+        CompileError: says which check failed, and on which file.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        _check_file(folder, name, entry)
+    if manifest["machine"] != platform.machine():
+        raise CompileError(f"{folder} is for {manifest['machine']}, this machine is {platform.machine()}")
+    missing = [feature for feature in manifest["features"] if feature not in _running_features()]
+    if missing:
+        raise CompileError(
+            f"{folder} needs CPU features this machine lacks: {', '.join(missing)}",
+            hint="compile with --target x86-64-v2 or --target generic",
+        )
+    if threads is not None and not 1 <= threads <= 256:
+        raise CompileError(f"threads must be 1 to 256, got {threads}")
+    return Program(folder, manifest, threads)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artefact, checked for the fields that running it needs."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CompileError(f"{folder} is not an artefact: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise CompileError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+        names = [manifest["name"], *(entry["name"] for entry in (*manifest["inputs"], *manifest["outputs"]))]
+        known = all(entry["dtype"] in _STORED for entry in (*manifest["inputs"], *manifest["outputs"]))
+        needed = (manifest["library"] in manifest["files"], isinstance(manifest["features"], list), "machine" in manifest)
+        if not (known and all(needed) and all(isinstance(name, str) for name in names)):
+            raise ValueError("fields are missing or wrong")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", manifest["name"]):
+            raise ValueError("the name is not an identifier")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompileError(f"{path} is not a readable manifest: {error}") from None
+    return dict(manifest)
+
+
+def _check_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    path = folder / name
+    if Path(name).name != name or not path.is_file() or path.is_symlink():
+        raise CompileError(f"{folder}: file {name!r} is missing")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise CompileError(f"{path} has {size} bytes, the manifest says {entry['bytes']}: it is damaged or incomplete")
+    if _digest(path) != entry["sha256"]:
+        raise CompileError(f"{path} does not match its hash in the manifest: it was changed or is damaged")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _running_features() -> set[str]:
+    from secateur.backends.cpu.target import cpu_features
+
+    return set(cpu_features())

@@ -1,0 +1,159 @@
+"""The CPU backend from graph to artefact."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.backends.artifact import Program, load, write_manifest
+from secateur.backends.cpu.emit import emit
+from secateur.backends.cpu.legalize import legalize
+from secateur.backends.cpu.lower import Lowered, lower
+from secateur.backends.cpu.plan import plan
+from secateur.backends.cpu.target import default_threads, find_target
+from secateur.backends.cpu.toolchain import FLAGS, build, find_compiler
+from secateur.ir.diagnostics import CompileError
+from secateur.ir.graph import Graph, Value
+from secateur.ir.opdef import lookup
+from secateur.passes.base import Pass
+from secateur.passes.manager import PassManager, resolve
+
+PIPELINE = "cpu"
+Progress = Callable[[str, float], None]
+
+
+def compile_graph(
+    graph: Graph,
+    *,
+    target: str = "native",
+    pipeline: str | Sequence[str | Pass] = "default",
+    threads: int | None = None,
+    cc: str | None = None,
+    name: str = "model",
+    progress: Progress | None = None,
+) -> Program:
+    """Compile a graph to native code in a temporary folder and open it.
+
+    Args:
+        graph: left as it is.
+        target: a name of `TARGETS`, or `native`.
+        pipeline: what runs before the backend's own passes.
+        threads: fixed default number of threads; by default the cores of this machine.
+        cc: the C compiler.
+        name: prefix of all C symbols, lower-case letters, digits and underscores.
+        progress: called with a stage and its share done, 0..1.
+
+    Raises:
+        CompileError: an op without a kernel, an unknown target or pass, a failing C compiler.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="secateur-", ignore_cleanup_errors=True)
+    try:
+        compile_to(
+            Path(folder.name),
+            graph,
+            target=target,
+            pipeline=pipeline,
+            threads=threads,
+            cc=cc,
+            name=name,
+            progress=progress,
+        )
+        program = load(folder.name)
+    except CompileError as error:
+        if "the C compiler failed" not in error.message:
+            folder.cleanup()
+        else:
+            folder._finalizer.detach()  # type: ignore[attr-defined]  # the source is kept for a look
+        raise
+    program._keep = folder
+    return program
+
+
+def compile_to(
+    folder: Path,
+    graph: Graph,
+    *,
+    target: str = "native",
+    pipeline: str | Sequence[str | Pass] = "default",
+    threads: int | None = None,
+    cc: str | None = None,
+    name: str = "model",
+    progress: Progress | None = None,
+) -> None:
+    """Write the artefact of a graph into an existing folder. Arguments and errors as `compile_graph`."""
+    start = time.perf_counter()
+    report = progress or (lambda stage, share: None)
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
+        raise CompileError(f"name {name!r} must be lower-case letters, digits and underscores")
+    if threads is not None and not 1 <= threads <= 256:
+        raise CompileError(f"threads must be 1 to 256, got {threads}")
+    machine, compiler = find_target(target), find_compiler(cc)
+    inputs, outputs = _describe(graph.inputs), _describe(graph.outputs)
+    manager = PassManager([*resolve(pipeline), *resolve(PIPELINE)])
+    optimized = manager.run(graph.clone())
+    report("passes", 1.0)
+    legalize(optimized, machine)
+    program = lower(optimized, machine, lambda share: report("kernels", share))
+    arena_bytes = plan(program)
+    kernels = _kernels(program)
+    count = threads or default_threads()
+    written = emit(program, folder, name, arena_bytes, count)
+    report("kernels", 1.0)
+    build(folder, written.sources, f"lib{name}.so", machine, compiler, lambda share: report("C compiler", share))
+    report("C compiler", 1.0)
+    write_manifest(
+        folder,
+        {
+            "name": name,
+            "library": f"lib{name}.so",
+            "inputs": inputs,
+            "outputs": outputs,
+            "target": machine.name,
+            "machine": machine.machine,
+            "features": list(machine.features),
+            "threads": count,
+            "arena_bytes": arena_bytes,
+            "scratch_bytes": written.scratch_bytes,
+            "weights_bytes": written.weights_bytes,
+            "compile_seconds": round(time.perf_counter() - start, 3),
+            "compiler": compiler.version(),
+            "flags": [*FLAGS, *machine.flags],
+            "sources": written.sources,
+            "passes": [{"name": r.name, "seconds": round(r.seconds, 4), "ops": r.ops_after} for r in manager.records],
+            "kernels": [{**row, "function": fn} for row, fn in zip(kernels, written.kernels, strict=True)],
+        },
+    )
+
+
+def _describe(values: Sequence[Value]) -> list[dict[str, Any]]:
+    return [{"name": v.hint, "dtype": v.type.dtype.value, "shape": list(v.type.shape)} for v in values]
+
+
+def _kernels(program: Lowered) -> list[dict[str, Any]]:
+    """A row for each step: what it computes, where that came from, and why this kernel."""
+    rows = []
+    for number, step in enumerate(program.steps):
+        flops = moved = 0
+        name, result, module = "copy", "", ""
+        if step.op:
+            flops, moved = lookup(step.op.name).cost(step.op)
+            name = step.op.attrs["kind"] if step.op.name == "fusion" else step.op.name
+            result = str(step.op.results[0].type)
+            module = str(step.op.span) if step.op.span else ""
+        rows.append(
+            {
+                "step": number,
+                "family": step.family,
+                "op": name,
+                "result": result,
+                "flops": flops,
+                "bytes": moved,
+                "source": module,
+                "why": step.kernel.note or step.why,
+            }
+        )
+    return rows

@@ -1,0 +1,125 @@
+/* Threads that run the steps of one program together.
+ *
+ * Between two runs the workers spin for a short while and then sleep. Within a run every thread
+ * executes the same list of steps, each on its share of a step's units, with a barrier in between.
+ * The last thread to arrive opens the barrier; the others spin, and yield when it takes long, so
+ * that a machine with more threads than cores still gets on.
+ */
+#include "program.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SPINS_IDLE 20000
+#define SPINS_BARRIER 4000
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+void program_barrier(struct program *m) {
+    if (m->threads == 1) return;
+    unsigned phase = atomic_load_explicit(&m->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&m->arrived, 1, memory_order_acq_rel) + 1 == m->threads) {
+        atomic_store_explicit(&m->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&m->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&m->phase, memory_order_acquire) == phase; spins++) {
+        if (spins < SPINS_BARRIER) relax();
+        else sched_yield();
+    }
+}
+
+static void *worker(void *argument) {
+    struct worker *w = argument;
+    struct program *m = w->program;
+    unsigned seen = 0;
+    for (;;) {
+        int spins = 0;
+        while (atomic_load_explicit(&m->turn, memory_order_acquire) == seen && spins < SPINS_IDLE) {
+            relax();
+            spins++;
+        }
+        if (atomic_load_explicit(&m->turn, memory_order_acquire) == seen) {
+            pthread_mutex_lock(&m->lock);
+            while (atomic_load_explicit(&m->turn, memory_order_acquire) == seen) pthread_cond_wait(&m->wake, &m->lock);
+            pthread_mutex_unlock(&m->lock);
+        }
+        seen = atomic_load_explicit(&m->turn, memory_order_acquire);
+        if (m->stop) return NULL;
+        program_steps(m, w->number);
+        program_barrier(m);
+    }
+}
+
+int program_run(struct program *m, const void *const *inputs, void *const *outputs) {
+    pthread_mutex_lock(&m->running);
+    m->inputs = inputs;
+    m->outputs = outputs;
+    if (m->threads > 1) {
+        pthread_mutex_lock(&m->lock);
+        atomic_fetch_add_explicit(&m->turn, 1, memory_order_release);
+        pthread_cond_broadcast(&m->wake);
+        pthread_mutex_unlock(&m->lock);
+    }
+    program_steps(m, 0);
+    program_barrier(m);
+    pthread_mutex_unlock(&m->running);
+    return 0;
+}
+
+void program_destroy(struct program *m) {
+    if (!m) return;
+    if (m->started > 1) {
+        pthread_mutex_lock(&m->lock);
+        m->stop = 1;
+        atomic_fetch_add_explicit(&m->turn, 1, memory_order_release);
+        pthread_cond_broadcast(&m->wake);
+        pthread_mutex_unlock(&m->lock);
+        for (int i = 1; i < m->started; i++) pthread_join(m->workers[i].thread, NULL);
+    }
+    pthread_cond_destroy(&m->wake);
+    pthread_mutex_destroy(&m->lock);
+    pthread_mutex_destroy(&m->running);
+    free(m->memory);
+    free(m);
+}
+
+int program_create(struct program **out, int threads, size_t arena_bytes, size_t scratch_bytes) {
+    *out = NULL;
+    if (threads < 1 || threads > MAX_THREADS) return -1;
+    struct program *m;
+    if (posix_memalign((void **)&m, 64, sizeof *m)) return -2;
+    memset(m, 0, sizeof *m);
+    m->threads = threads;
+    m->started = 1;
+    m->scratch_bytes = (scratch_bytes + 127) / 64 * 64;
+    size_t bytes = arena_bytes + (size_t)threads * m->scratch_bytes;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->running, NULL);
+    pthread_cond_init(&m->wake, NULL);
+    if (posix_memalign((void **)&m->memory, 64, bytes ? bytes : 64)) {
+        m->memory = NULL;
+        program_destroy(m);
+        return -2;
+    }
+    m->scratch = m->memory + arena_bytes;
+    for (int i = 1; i < threads; i++) {
+        m->workers[i].program = m;
+        m->workers[i].number = i;
+        if (pthread_create(&m->workers[i].thread, NULL, worker, &m->workers[i])) {
+            program_destroy(m);
+            return -3;
+        }
+        m->started = i + 1;
+    }
+    *out = m;
+    return 0;
+}
