@@ -1,0 +1,402 @@
+"""Products: matmul, linear, einsum, attention."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateur.ir.draw import Draw, Sample
+from secateur.ir.graph import Op, Value
+from secateur.ir.opdef import Attr, DimLink, OpDef, define, operands
+from secateur.ir.ops._common import check_same_dtype, in_f32, scalar, wide
+from secateur.ir.ops.elementwise import broadcast
+from secateur.ir.types import ALL, FLOATS, NUMERIC, DType, TensorType, numel
+
+if TYPE_CHECKING:
+    from secateur.ir.builder import Builder
+
+Ints = tuple[int, ...]
+
+
+# matmul -------------------------------------------------------------------------------------------
+
+
+def _infer_matmul(a: TensorType, b: TensorType) -> TensorType:
+    check_same_dtype([a, b])
+    if a.rank < 2 or b.rank < 2:
+        raise ValueError("operands need at least two dimensions")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"the last dimension of a, {a.shape[-1]}, is not the last but one of b, {b.shape[-2]}")
+    return a.with_shape([*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]])
+
+
+def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.matmul(wide(a), wide(b)).astype(a.dtype)
+
+
+def _matmul_links(op: Op) -> list[DimLink]:
+    rank, shape = op.results[0].type.rank, op.results[0].shape
+    links = []
+    for position, value in enumerate(op.operands):
+        offset = rank - value.type.rank
+        links += [DimLink(position, d, d + offset) for d, n in enumerate(value.shape[:-2]) if n == shape[d + offset]]
+    a, b = op.operands
+    return [*links, DimLink(0, a.type.rank - 2, rank - 2), DimLink(1, b.type.rank - 1, rank - 1)]
+
+
+def _sample_matmul(draw: Draw) -> Sample:
+    batch = draw.shape(0, 2, numel=12)
+    m, k, n = (0 if draw.bool(0.02) else draw.size() for _ in range(3))
+    dtype = draw.choice((*FLOATS, *FLOATS, DType.I8, DType.I32, DType.I64))
+    a, b = (*draw.broadcastable(batch), m, k), (*draw.broadcastable(batch), k, n)
+    return Sample((draw.tensor(dtype, a), draw.tensor(dtype, b)))
+
+
+define(
+    OpDef(
+        name="matmul",
+        doc="[..., M, K] x [..., K, N] -> [..., M, N]; the batch dimensions broadcast. Integers wrap.",
+        operands=operands("a b", a=NUMERIC, b=NUMERIC),
+        infer=_infer_matmul,
+        reference=_matmul,
+        sample=_sample_matmul,
+        flops=lambda op: 2 * op.results[0].type.numel * op.operands[0].shape[-1],
+        dim_links=_matmul_links,
+    )
+)
+
+
+# linear -------------------------------------------------------------------------------------------
+
+
+def _infer_linear(x: TensorType, w: TensorType, bias: TensorType | None = None) -> TensorType:
+    check_same_dtype([t for t in (x, w, bias) if t])
+    if x.rank < 1 or w.rank != 2 or x.shape[-1] != w.shape[1]:
+        raise ValueError("x must be [..., K] and w [N, K]")
+    if bias and bias.shape != w.shape[:1]:
+        raise ValueError(f"bias must be [{w.shape[0]}]")
+    return x.with_shape([*x.shape[:-1], w.shape[0]])
+
+
+def _linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    result = np.matmul(wide(x), wide(w).T)
+    return (result if bias is None else result + wide(bias)).astype(x.dtype)
+
+
+def _linear_links(op: Op) -> list[DimLink]:
+    last = op.results[0].type.rank - 1
+    links = [DimLink(0, dim, dim) for dim in range(last)]
+    return links + [DimLink(position, 0, last) for position in range(1, len(op.operands))]
+
+
+def _decompose_linear(b: Builder, op: Op) -> list[Value]:
+    """A matmul with the transposed weight on x flattened to two dimensions, and an add."""
+
+    def build(x: Value, w: Value, *bias: Value) -> Value:
+        rows = b.reshape(x, shape=[numel(x.shape[:-1]), x.shape[-1]])
+        result = b.matmul(rows, b.transpose(w, perm=[1, 0]))
+        result = b.add(result, bias[0]) if bias else result
+        return b.reshape(result, shape=op.results[0].shape)  # type: ignore[no-any-return]
+
+    return in_f32(b, op, build)
+
+
+def _sample_linear(draw: Draw) -> Sample:
+    dtype, n = draw.choice((*FLOATS, *FLOATS, DType.I32)), draw.size()
+    lead, k = draw.shape(0, 3, numel=128), draw.size()
+    arrays = [draw.tensor(dtype, (*lead, k)), draw.tensor(dtype, (n, k))]
+    return Sample((*arrays, draw.tensor(dtype, (n,))) if draw.bool() else tuple(arrays))
+
+
+define(
+    OpDef(
+        name="linear",
+        doc="x [..., K], w [N, K], bias [N] -> x @ w.T + bias, [..., N].",
+        operands=operands("x w bias?", x=NUMERIC, w=NUMERIC, bias=NUMERIC),
+        infer=_infer_linear,
+        reference=_linear,
+        sample=_sample_linear,
+        flops=lambda op: op.results[0].type.numel * (2 * op.operands[1].shape[1] + len(op.operands) - 2),
+        dim_links=_linear_links,
+        decompose=_decompose_linear,
+    )
+)
+
+
+# einsum -------------------------------------------------------------------------------------------
+
+
+def split_equation(equation: str) -> tuple[list[str], str]:
+    """`"ij,jk->ik"` -> (["ij", "jk"], "ik"); raises `ValueError` on what is not explicit letters."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow or not all(c.isascii() and c.isalpha() for c in "".join(terms) + right):
+        raise ValueError(f"equation {equation!r} must be of the form 'ij,jk->ik'")
+    unknown = set(right) - set("".join(terms))
+    if unknown or len(set(right)) != len(right):
+        raise ValueError(f"equation {equation!r}: each result label occurs once, and in an operand")
+    return terms, right
+
+
+def _label_sizes(terms: list[str], shapes: list[Ints]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        if len(term) != len(shape):
+            raise ValueError(f"{term!r} labels an operand of {len(shape)} dimensions")
+        for label, size in zip(term, shape, strict=True):
+            if sizes.setdefault(label, size) != size:
+                raise ValueError(f"label {label!r} stands for {sizes[label]} and for {size}")
+    return sizes
+
+
+def _infer_einsum(*types: TensorType, equation: str) -> TensorType:
+    terms, result = split_equation(equation)
+    if len(terms) != len(types):
+        raise ValueError(f"equation {equation!r} has {len(terms)} operands")
+    check_same_dtype(types)
+    sizes = _label_sizes(terms, [type.shape for type in types])
+    return types[0].with_shape([sizes[label] for label in result])
+
+
+def _einsum(*xs: np.ndarray, equation: str) -> np.ndarray:
+    result = np.einsum(equation, *map(wide, xs), optimize=len(xs) > 1)
+    return np.asarray(result).astype(xs[0].dtype)
+
+
+def _einsum_links(op: Op) -> list[DimLink]:
+    terms, result = split_equation(op.attrs["equation"])
+    return [
+        DimLink(position, dim, result.index(label))
+        for position, term in enumerate(terms)
+        for dim, label in enumerate(term)
+        if label in result
+    ]
+
+
+def _einsum_flops(op: Op) -> int:
+    terms, _ = split_equation(op.attrs["equation"])
+    sizes = _label_sizes(terms, [value.shape for value in op.operands])
+    return 2 * math.prod(sizes.values()) * max(1, len(terms) - 1)
+
+
+def _diagonals(b: Builder, x: Value, term: str) -> tuple[Value, str]:
+    """Take the diagonal of labels that repeat: two such dimensions of size n merge, and every (n+1)-th stays."""
+    while len(set(term)) < len(term):
+        first = next(i for i, label in enumerate(term) if label in term[i + 1 :])
+        second = term.index(term[first], first + 1)
+        rest = [i for i in range(len(term)) if i not in (first, second)]
+        size = x.shape[first]
+        x = b.transpose(x, perm=[*rest, first, second])
+        x = b.reshape(x, shape=[*x.shape[:-2], size * size])
+        x = b.slice(x, starts=[0] * x.type.rank, stops=x.shape, steps=[1] * len(rest) + [size + 1])
+        term = "".join(term[i] for i in rest) + term[first]
+    return x, term
+
+
+def _sum_away(b: Builder, x: Value, term: str, keep: set[str]) -> tuple[Value, str]:
+    axes = [i for i, label in enumerate(term) if label not in keep]
+    kept = "".join(label for label in term if label in keep)
+    return (b.reduce_sum(x, axes=axes) if axes else x), kept
+
+
+def _contract(b: Builder, x: Value, a: str, y: Value, c: str, keep: set[str]) -> tuple[Value, str]:
+    """Join two operands as one batched matmul: shared labels are batch if kept, else contracted."""
+    shared = [label for label in a if label in c]
+    batch = [label for label in shared if label in keep]
+    inner = [label for label in shared if label not in keep]
+    rows = [label for label in a if label not in shared]
+    columns = [label for label in c if label not in shared]
+    sizes = dict(zip(a, x.shape, strict=True)) | dict(zip(c, y.shape, strict=True))
+
+    def matrix(value: Value, term: str, groups: tuple[list[str], ...]) -> Value:
+        value = b.transpose(value, perm=[term.index(label) for group in groups for label in group])
+        return b.reshape(value, shape=[numel(tuple(sizes[label] for label in g)) for g in groups])  # type: ignore[no-any-return]
+
+    product = b.matmul(matrix(x, a, (batch, rows, inner)), matrix(y, c, (batch, inner, columns)))
+    labels = "".join(batch + rows + columns)
+    return b.reshape(product, shape=[sizes[label] for label in labels]), labels
+
+
+def _decompose_einsum(b: Builder, op: Op) -> list[Value]:
+    """Left to right: diagonals, sums over labels nothing else has, then one matmul for each further operand."""
+    terms, result = split_equation(op.attrs["equation"])
+
+    def build(*xs: Value) -> Value:
+        items = [_diagonals(b, x, term) for x, term in zip(xs, terms, strict=True)]
+        keep = set(result).union(*(set(term) for _, term in items[1:]))
+        x, labels = _sum_away(b, *items[0], keep)
+        for position, (y, term) in enumerate(items[1:], 1):
+            later = set(result).union(*(set(t) for _, t in items[position + 1 :]))
+            y, term = _sum_away(b, y, term, later | set(labels))
+            x, labels = _contract(b, x, labels, y, term, later)
+        x, labels = _sum_away(b, x, labels, set(result))
+        return b.transpose(x, perm=[labels.index(label) for label in result])  # type: ignore[no-any-return]
+
+    return in_f32(b, op, build)
+
+
+def _sample_einsum(draw: Draw) -> Sample:
+    dtype = draw.choice((DType.F32, DType.F64, DType.F16, DType.BF16, DType.I32))
+    letters = "abcdef"
+    sizes = {label: 0 if draw.bool(0.01) else draw.size(5) for label in letters}
+    terms = []
+    for _ in range(draw.choice([1, 2, 2, 2, 3])):
+        term = "".join(letters[i] for i in draw.permutation(6)[: draw.int(0, 3)])
+        terms.append(term + term[0] if term and draw.bool(0.15) else term)
+    known = sorted(set("".join(terms)))
+    result = "".join(known[i] for i in draw.permutation(len(known))[: draw.int(0, min(4, len(known)))])
+    arrays = tuple(draw.tensor(dtype, [sizes[label] for label in term], -2, 2) for term in terms)
+    return Sample(arrays, {"equation": ",".join(terms) + "->" + result})
+
+
+define(
+    OpDef(
+        name="einsum",
+        doc="Sum of products after `equation`, e.g. 'bij,bjk->bik': letters and an explicit result, no ellipsis.",
+        operands=operands("xs*", xs=NUMERIC),
+        attrs={"equation": Attr("str")},
+        infer=_infer_einsum,
+        reference=_einsum,
+        sample=_sample_einsum,
+        flops=_einsum_flops,
+        dim_links=_einsum_links,
+        decompose=_decompose_einsum,
+    )
+)
+
+
+# attention ----------------------------------------------------------------------------------------
+
+
+def _infer_attention(
+    q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None = None, *, scale: float, causal: bool
+) -> TensorType:
+    check_same_dtype([q, k, v])
+    if min(q.rank, k.rank, v.rank) < 3 or not q.rank == k.rank == v.rank:
+        raise ValueError("q, k and v need the same rank of at least 3: [..., heads, length, size]")
+    if not q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
+        raise ValueError("the batch dimensions of q, k and v must agree")
+    (h, s, d), (hkv, t, dk) = q.shape[-3:], k.shape[-3:]
+    if d != dk or v.shape[-3:-1] != (hkv, t):
+        raise ValueError("q [..., H, S, D] needs k [..., Hkv, T, D] and v [..., Hkv, T, Dv]")
+    if hkv == 0 or h % hkv or t == 0:
+        raise ValueError(
+            f"{h} query heads over {hkv} heads of {t} keys: the heads must divide, and a key must be there"
+        )
+    result = q.with_shape([*q.shape[:-1], v.shape[-1]])
+    if mask:
+        if mask.dtype not in (DType.BOOL, q.dtype):
+            raise ValueError(f"mask must be bool or {q.dtype}")
+        if broadcast(mask.shape, (*q.shape[:-1], t)) != (*q.shape[:-1], t):
+            raise ValueError(f"mask does not broadcast to {[*q.shape[:-1], t]}")
+    return result
+
+
+def _causal(s: int, t: int) -> np.ndarray:
+    """[S, T], true where query i may attend to key j <= i."""
+    return np.tri(s, t, dtype=np.bool_)
+
+
+def _attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None, *, scale: float, causal: bool
+) -> np.ndarray:
+    repeat = q.shape[-3] // k.shape[-3]
+    wq, wk, wv = wide(q), np.repeat(wide(k), repeat, -3), np.repeat(wide(v), repeat, -3)
+    scores = np.matmul(wq, np.swapaxes(wk, -1, -2)) * wq.dtype.type(scale)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + wide(mask)
+    if causal:
+        scores = np.where(_causal(q.shape[-2], k.shape[-2]), scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = weights.sum(-1, keepdims=True)
+    return np.matmul(weights / np.where(total == 0, 1, total), wv).astype(q.dtype)
+
+
+def _attention_links(op: Op) -> list[DimLink]:
+    q, k, v, *rest = op.operands
+    rank = q.type.rank
+    links = [DimLink(0, dim, dim) for dim in range(rank - 1)]
+    links += [DimLink(position, dim, dim) for position in (1, 2) for dim in range(rank - 3)]
+    if q.shape[-3] == k.shape[-3]:
+        links += [DimLink(1, rank - 3, rank - 3), DimLink(2, rank - 3, rank - 3)]
+    for mask in rest:
+        offset = rank - mask.type.rank
+        sizes = enumerate(mask.shape[:-1])
+        links += [DimLink(3, dim, dim + offset) for dim, n in sizes if n == q.shape[dim + offset]]
+    return [*links, DimLink(2, rank - 1, rank - 1)]
+
+
+def _repeat_heads(b: Builder, x: Value, repeat: int) -> Value:
+    """[..., Hkv, T, D] -> [..., Hkv * repeat, T, D], each head `repeat` times in a row."""
+    if repeat == 1:
+        return x
+    *lead, heads, length, size = x.shape
+    x = b.reshape(x, shape=[*lead, heads, 1, length, size])
+    x = b.broadcast_to(x, shape=[*lead, heads, repeat, length, size])
+    return b.reshape(x, shape=[*lead, heads * repeat, length, size])  # type: ignore[no-any-return]
+
+
+def _decompose_attention(b: Builder, op: Op) -> list[Value]:
+    """softmax(q k^T * scale + mask) v; rows that a mask leaves empty are set to 0."""
+    causal, scale = op.attrs["causal"], op.attrs["scale"]
+
+    def build(q: Value, k: Value, v: Value, mask: Value | None = None) -> Value:
+        dtype, rank = q.type.dtype, q.type.rank
+        repeat = q.shape[-3] // k.shape[-3]
+        k, v = _repeat_heads(b, k, repeat), _repeat_heads(b, v, repeat)
+        turned = b.transpose(k, perm=[*range(rank - 2), rank - 1, rank - 2])
+        scores = b.mul(b.matmul(q, turned), scalar(b, scale, dtype))
+        never = scalar(b, -math.inf, dtype)
+        if mask is not None:
+            scores = b.where(mask, scores, never) if mask.type.dtype is DType.BOOL else b.add(scores, mask)
+        if causal:
+            scores = b.where(b.constant(_causal(q.shape[-2], k.shape[-2])), scores, never)
+        weights = b.softmax(scores, axis=rank - 1)
+        if mask is not None:
+            empty = b.eq(b.reduce_max(scores, axes=[rank - 1], keepdims=True), never)
+            weights = b.where(empty, scalar(b, 0.0, dtype), weights)
+        return b.matmul(weights, v)  # type: ignore[no-any-return]
+
+    return in_f32(b, op, build)
+
+
+def _sample_attention(draw: Draw) -> Sample:
+    dtype, batch = draw.choice(FLOATS), draw.shape(0, 2, numel=4)
+    hkv, repeat = draw.choice([1, 2, 3]), draw.choice([1, 1, 2])
+    s, t, d, dv = draw.size(9), draw.size(17), draw.size(9), draw.size(9)
+    h = hkv * repeat
+    shapes = (*batch, h, s, d), (*batch, hkv, t, d), (*batch, hkv, t, dv)
+    arrays = [draw.tensor(dtype, shape, specials=False) for shape in shapes]
+    if draw.bool():
+        mask_type = draw.choice([DType.BOOL, dtype])
+        mask = draw.tensor(mask_type, draw.broadcastable((*batch, h, s, t)), specials=False)
+        if mask_type.is_float and draw.bool():
+            mask[mask < 0] = -np.inf
+        arrays.append(mask)
+    return Sample(tuple(arrays), {"scale": draw.float(0.1, 1.0), "causal": draw.bool()})
+
+
+define(
+    OpDef(
+        name="attention",
+        doc="softmax(q k^T * scale + mask) v for q [..., H, S, D], k [..., Hkv, T, D], v [..., Hkv, T, Dv]. Query head "
+        "h reads head h // (H / Hkv). A bool mask is true where to attend, a float one is added; causal lets query i "
+        "see keys 0..i. A row that may attend to nothing gives 0.",
+        operands=operands("q k v mask?", q=FLOATS, k=FLOATS, v=FLOATS, mask=ALL),
+        attrs={"scale": Attr("float"), "causal": Attr("bool", False)},
+        infer=_infer_attention,
+        reference=_attention,
+        sample=_sample_attention,
+        flops=lambda op: (
+            2
+            * numel(op.operands[0].shape[:-1])
+            * op.operands[1].shape[-2]
+            * (op.operands[0].shape[-1] + op.operands[2].shape[-1] + 3)
+        ),
+        dim_links=_attention_links,
+        decompose=_decompose_attention,
+    )
+)
