@@ -1,0 +1,1 @@
+"""How each ATen operation becomes operations of the IR: one short row per overload, one file per family."""
