@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +19,10 @@ from secateur.ir.text import parse
 from secateur.ir.types import DType, TensorType
 from secateur.tools.console import Ui
 
-MODEL_HELP = f"{ACCEPTED}, `zoo:NAME` for a built-in model, or - for IR text on standard input"
+MODEL_HELP = (
+    f"{ACCEPTED}, `zoo:NAME` for a built-in model, `module:function` for "
+    "a Python function that returns (model, example_inputs), or - for IR text on standard input"
+)
 
 Specs = Sequence[tuple[str, TensorType]]
 
@@ -25,17 +31,43 @@ def open_graph(name: str, ui: Ui) -> Graph:
     """The graph of a model given on the command line."""
     if name == "-":
         return parse(sys.stdin.read(), file="<stdin>")
-    if name.startswith("zoo:"):
-        from secateur.tools.zoo import build
-
-        with ui.stage(f"building {name}"):
-            model, inputs = build(name.removeprefix("zoo:"))
+    if not is_python(name):
         with ui.stage(f"importing {name}"):
-            graph = import_model(model, inputs)
-        graph.name = name.removeprefix("zoo:")
-        return graph
+            return import_model(Path(name))
+    with ui.stage(f"building {name}"):
+        model, inputs = build_python(name)
     with ui.stage(f"importing {name}"):
-        return import_model(Path(name))
+        graph = import_model(model, inputs)
+    graph.name = name.partition(":")[2]
+    return graph
+
+
+def is_python(name: str) -> bool:
+    """Whether a model's name means Python code: `zoo:NAME` or `module:function`."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:\w[\w.-]*", name) is not None
+
+
+def build_python(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """The torch module behind `zoo:NAME` or `module:function`, and its example inputs.
+
+    Raises:
+        CompileError: there is no such module or function, or PyTorch is missing.
+    """
+    home, _, function = name.partition(":")
+    try:
+        if home == "zoo":
+            from secateur.tools.zoo import build
+
+            return build(function)
+        found = getattr(importlib.import_module(home), function, None)
+    except ModuleNotFoundError as error:
+        raise CompileError(f"{name} needs the Python package {error.name!r}, which is not installed") from None
+    if found is None:
+        raise CompileError(
+            f"module {home} has no function {function!r}", hint=nearest(function, dir(sys.modules[home]))
+        )
+    model, inputs = found()
+    return model, tuple(inputs)
 
 
 def input_specs(graph: Graph) -> list[tuple[str, TensorType]]:

@@ -237,3 +237,9 @@ def entry(name: str, *, small: bool = False) -> Entry:
     if name not in entries:
         raise CompileError(f"no model {name!r} in the zoo", hint=nearest(name, entries) or ", ".join(entries))
     return entries[name]
+
+
+def build(name: str) -> Built:
+    """`entry(name).build()`; `resnet18-small` is the small variant."""
+    plain = name.removesuffix("-small")
+    return entry(plain, small=plain != name).build()

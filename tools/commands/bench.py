@@ -1,0 +1,82 @@
+"""secateur bench: how fast, beside whom, and is the answer the same."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from secateur.ir.diagnostics import CompileError
+from secateur.tools.benchmark import TOLERANCE, Plan, Result, check_contenders, measure
+from secateur.tools.commands.compile import add_compile_options, positive
+from secateur.tools.commands.opt import chosen_passes
+from secateur.tools.console import Ui, duration, table
+from secateur.tools.models import MODEL_HELP
+
+HELP = "time a compiled model beside other runtimes, each in its own process, and compare the outputs"
+EXAMPLE = "secateur bench zoo:resnet50 --against eager,onnxruntime,openvino --threads 2 --rounds 5"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument(
+        "--against", default="eager,onnxruntime", help="any of eager, inductor, onnxruntime, openvino (%(default)s)"
+    )
+    add_compile_options(parser)
+    parser.set_defaults(threads=2)
+    parser.add_argument("--rounds", type=positive, default=5, help="how often everyone has a turn (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="the length of a turn (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of random inputs, for a model without examples")
+    parser.add_argument("--work", metavar="DIR", help="for inputs, ONNX file, artefact and logs (build/bench/MODEL)")
+
+
+def run(args: argparse.Namespace, ui: Ui) -> None:
+    plan = Plan(
+        model=args.model,
+        folder=Path(args.work) if args.work else Path("build/bench") / re.sub(r"[^\w.-]+", "_", args.model),
+        contenders=check_contenders([name for name in args.against.split(",") if name]),
+        threads=args.threads,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        seed=args.seed,
+        target=args.target,
+        pipeline=chosen_passes(args),
+        cc=args.cc,
+    )
+    with ui.progress() as progress:
+        results, prepared = measure(plan, progress)
+    ui.report(describe(plan, results, prepared), results_table(plan, results))
+    own = results[0]
+    if own.failure:
+        raise CompileError(f"secateur: {own.failure}")
+    if own.error is not None and not own.error < TOLERANCE:
+        raise CompileError(f"secateur's outputs are {own.error:.2g} away from the reference, more than {TOLERANCE}")
+
+
+def describe(plan: Plan, results: list[Result], prepared: dict[str, Any]) -> dict[str, Any]:
+    """The whole benchmark as plain data, every single time included."""
+    facts = {"model": plan.model, "threads": plan.threads, "machine": platform.machine(), "prepared": prepared}
+    rows = []
+    for result in results:
+        times = {"median": result.median, "min": result.least} if result.rounds else {}
+        rows.append({**times, **asdict(result)})
+    return {**facts, "results": rows}
+
+
+def results_table(plan: Plan, results: list[Result]) -> Any:
+    """Median, minimum, ratio to Secateur's median, distance of the outputs from the reference."""
+    own = results[0].median if results[0].rounds else None
+    rows = []
+    for result in results:
+        if result.failure:
+            rows.append((result.name, "", "", "", "", result.failure))
+            continue
+        ratio = f"{result.median / own:.2f}" if own else ""
+        error = "" if result.error is None else f"{result.error:.1e}"
+        rows.append((result.name, duration(result.median), duration(result.least), ratio, error, ""))
+    title = f"{plan.model}, {plan.threads} threads, {plan.rounds} rounds of {plan.seconds:g} s in turns"
+    columns = ["contender", "median>", "min>", "time / secateur's>", "error>", "note"]
+    return table(title, columns, rows, "error: norm of the difference over norm, against eager (or the first other)")
