@@ -181,8 +181,11 @@ def avg_pool(
     divisor: int | None = None,
 ) -> Any:
     n = int(cx.overload.split("pool")[1][0])
-    kernel = spread(kernel, n)
-    if divisor is not None and (ceil_mode or any(spread(padding, n))) and not (count_include_pad and not ceil_mode):
+    kernel, padded = spread(kernel, n), any(spread(padding, n))
+    if divisor is None and not padded and all(k >= size for k, size in zip(kernel, x.shape[-n:])):
+        # In ceil mode a window may be larger than the image; it is averaged over what there is.
+        return cx.b.reduce_mean(x, axes=tuple(range(x.type.rank - n, x.type.rank)), keepdims=True)
+    if divisor is not None and (ceil_mode or (padded and not count_include_pad)):
         raise Unsupported("divisor_override with windows of different sizes")
     result = cx.b.avg_pool(
         _batched(cx, x, n),
