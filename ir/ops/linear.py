@@ -278,7 +278,7 @@ def _infer_attention(
         raise ValueError("q, k and v need the same rank of at least 3: [..., heads, length, size]")
     if not q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:
         raise ValueError("the batch dimensions of q, k and v must agree")
-    (h, s, d), (hkv, t, dk) = q.shape[-3:], k.shape[-3:]
+    h, d, (hkv, t, dk) = q.shape[-3], q.shape[-1], k.shape[-3:]
     if d != dk or v.shape[-3:-1] != (hkv, t):
         raise ValueError("q [..., H, S, D] needs k [..., Hkv, T, D] and v [..., Hkv, T, Dv]")
     if hkv == 0 or h % hkv or t == 0:
@@ -316,7 +316,7 @@ def _attention(
 
 
 def _attention_links(op: Op) -> list[DimLink]:
-    q, k, v, *rest = op.operands
+    q, k, _, *rest = op.operands
     rank = q.type.rank
     links = [DimLink(0, dim, dim) for dim in range(rank - 1)]
     links += [DimLink(position, dim, dim) for position in (1, 2) for dim in range(rank - 3)]
