@@ -53,7 +53,7 @@ def _share_in_place(program: Lowered) -> None:
         for view in step.args:
             last_use[view.buffer.root] = number
     for number, step in enumerate(program.steps):
-        result = next((i for i, a in enumerate(step.kernel.args) if a == ("result", 0)), None)
+        result = next((i for i, a in enumerate(step.kernel.args) if isinstance(a, tuple) and a[1] == 0), None)
         if result is None or not step.kernel.inplace:
             continue
         target = step.args[result].buffer

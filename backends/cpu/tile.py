@@ -1,0 +1,313 @@
+"""The register tile: the inner loop of every matrix product, convolution and attention kernel.
+
+A tile keeps `rows` x `vectors` accumulators in registers. Per step of K it loads `vectors` vectors
+of packed weights and broadcasts one element of each row, so that one load feeds `rows` fused
+multiply-adds. Row strides are constants, which turns all addressing into displacements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
+from secateur.backends.cpu.kernel import Job
+from secateur.backends.cpu.target import Target
+from secateur.ir.expr import Expr
+from secateur.ir.graph import Op, Value
+from secateur.ir.opdef import lookup
+from secateur.ir.types import DType, TensorType
+
+# What one FMA per cycle costs beside: loop overhead per K, and entry, epilogue and exit per tile.
+_STEP_OVERHEAD = 0.5
+_TILE_OVERHEAD = 30.0
+_SLOW = frozenset({"exp", "log", "expm1", "log1p", "tanh", "erf", "pow", "sin", "cos", "tan", "div", "sqrt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How `length` rows and `columns` columns are cut: `count` row tiles, the first `extra` one row taller."""
+
+    vectors: int
+    panels: int
+    count: int
+    base: int
+    extra: int
+    cycles: float
+
+    @property
+    def heights(self) -> list[int]:
+        return sorted({self.base + 1} if self.extra else set()) + ([self.base] if self.extra < self.count else [])
+
+
+def choose_tiling(length: int, columns: int, depth: int, target: Target, dtype: DType = DType.F32) -> Tiling:
+    """The tile shape of the least estimated cycles for one run of `length` rows."""
+    width = dtype.bytes // 4 or 1  # registers for one vector of LANES elements
+    best: Tiling | None = None
+    vectors_needed = -(-columns // target.lanes)
+    for vectors in range(1, min(8, vectors_needed) + 1):
+        tallest = (target.registers - 2 - vectors * width) // (vectors * width)
+        if tallest < 1:
+            continue
+        panels = -(-vectors_needed // vectors)
+        count = -(-length // tallest)
+        base, extra = divmod(length, count)
+        cycles = 0.0
+        for height, number in ((base + 1, extra), (base, count - extra)):
+            fmas = height * vectors * width
+            step = max(fmas, 4.0, vectors * width + height / 2) + _STEP_OVERHEAD
+            cycles += number * panels * (step * depth + fmas + _TILE_OVERHEAD)
+        if best is None or cycles < best.cycles:
+            best = Tiling(vectors, panels, count, base, extra, cycles)
+    assert best is not None
+    return best
+
+
+def row_stride_conflicts(stride_bytes: int, rows: int) -> bool:
+    """Whether rows this far apart fall into so few sets of a 32 KiB 8-way cache that they evict each other."""
+    lines = stride_bytes // 64
+    if stride_bytes % 64 or lines == 0:
+        return False
+    return rows / (64 // int(np.gcd(lines, 64))) > 6
+
+
+def pack_columns(matrix: np.ndarray, width: int) -> np.ndarray:
+    """[K, N] -> [panels, K, width], the last panel padded with zeros."""
+    depth, columns = matrix.shape
+    panels = -(-columns // width)
+    packed = np.zeros((panels, depth, width), dtype=matrix.dtype)
+    for panel in range(panels):
+        part = matrix[:, panel * width : (panel + 1) * width]
+        packed[panel, :, : part.shape[1]] = part
+    return packed
+
+
+# Epilogues ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Epilogue:
+    """The elementwise operations behind an anchor, applied to its tile before it is stored.
+
+    Operands are of three kinds: `scalar`, `channel` (one value a column), `full` (shaped like the
+    result). `bias` is what the accumulators start from.
+
+    Attributes:
+        pointers: C name -> job operand or packed array, in the order of the kernel's arguments.
+    """
+
+    job: Job
+    columns: int
+    padded: int
+    bias: Value | None = None
+    pointers: list[tuple[str, int | np.ndarray]] = field(default_factory=list)
+    kinds: dict[Value, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in operands_of(self.job.epilogue, self.job.anchor):
+            self._add(value, f"e{len(self.pointers)}", classify(value.type, self.job.result_type))
+        if self.bias is not None:
+            self._add(self.bias, "bias", "channel")
+
+    def _add(self, value: Value, name: str, kind: str) -> None:
+        position = self.job.position(value)
+        assert position is not None
+        constant = self.job.constant(value)
+        if kind == "channel" and constant is not None:
+            padded = np.zeros(self.padded, dtype=constant.dtype)
+            padded[: self.columns] = constant.reshape(-1)
+            self.pointers.append((name, padded))
+        else:
+            self.pointers.append((name, position))
+        self.kinds[value] = (name, kind)
+
+    def offset(self, value: Value) -> int:
+        position = self.job.position(value)
+        constant = self.job.constant(value)
+        return 0 if constant is not None or position is None else self.job.views[position].offset
+
+    @property
+    def heavy(self) -> bool:
+        """Too much code to be unrolled over a whole tile."""
+        return sum(_weight(lookup(op.name).expr) for op in self.job.epilogue if op.name != "constant") > 8
+
+    def params(self, dtype: DType) -> str:
+        """Parameters of a tile function besides its own."""
+        return "".join(
+            f", const {CTYPE[value.type.dtype]} *{name}" for value, (name, _) in self.kinds.items()
+        )
+
+    def arguments(self, at: str, column: str) -> str:
+        """Arguments for a tile whose first element is at offset `at` of the result and column `column`."""
+        shift = {"scalar": "", "channel": f" + {column}", "full": f" + {at}"}
+        return "".join(f", {name}{shift[kind]}" for name, kind in self.kinds.values())
+
+    def declare(self, first: int) -> list[str]:
+        """Typed pointers at the top of a kernel; `p[first]` is the first of them."""
+        return [
+            f"const {CTYPE[value.type.dtype]} *{name} = (const {CTYPE[value.type.dtype]} *)p[{first + i}] + {self.offset(value)};"
+            for i, (value, (name, _)) in enumerate(self.kinds.items())
+        ]
+
+    def apply(self, accumulator: str, row: str, vector: int, stride: int, count: str) -> tuple[list[str], str]:
+        """Statements that turn an accumulator into the value to store, and that value."""
+        names: dict[Value, str] = {}
+        lines = []
+        for value, (name, kind) in self.kinds.items():
+            if value is self.bias:
+                continue
+            dtype = value.type.dtype
+            pointer = f"{name} + {vector} * LANES" if kind == "channel" else f"{name} + {row} * {stride} + {vector} * LANES"
+            padded = kind == "channel" and self.job.constant(value) is not None
+            if kind == "scalar":
+                loaded = f"gather_{dtype}({name}, 0, LANES)"
+            elif count == "LANES" or padded:
+                loaded = f"load_{dtype}({pointer})"
+            else:
+                loaded = f"loadn_{dtype}({pointer}, {count})"
+            names[value] = f"{name}_{vector}"
+            lines.append(f"const __auto_type {names[value]} = {from_memory(loaded, dtype)};")
+        names[self.job.anchor.result] = accumulator
+        writer = BodyWriter(names, prefix=f"t{vector}_")
+        for op in self.job.epilogue:
+            writer.op(op)
+        final = self.job.body.outputs[0] if self.job.body else self.job.anchor.result
+        return [*lines, *writer.lines], writer.names[final]
+
+
+def operands_of(ops: Sequence[Op], anchor: Op) -> list[Value]:
+    """What the epilogue reads besides the anchor's result and its own values."""
+    inside = {value for op in (*ops, anchor) for value in op.results}
+    return list(dict.fromkeys(value for op in ops for value in op.operands if value not in inside))
+
+
+def classify(type: TensorType, result: TensorType) -> str:
+    """The kind of an epilogue operand, or the empty string for one that no tile can read."""
+    if type.numel == 1:
+        return "scalar"
+    if type.shape == result.shape:
+        return "full"
+    if type.shape[-1] == result.shape[-1] and type.numel == result.shape[-1]:
+        return "channel"
+    return ""
+
+
+def check_epilogue(job: Job) -> str:
+    """Why the operations behind the anchor cannot be an epilogue, or the empty string."""
+    if len(job.op.results) != 1:
+        return "several results"
+    if job.ops.index(job.anchor) != next(i for i, op in enumerate(job.ops) if op.name != "constant"):
+        return "has a prologue"
+    if job.body and any(value.op is None for value in job.body.outputs):
+        return "an output is an input"
+    for op in job.epilogue:
+        if op.name == "constant":
+            if op.attrs["value"].size != 1:
+                return "an epilogue constant is not a scalar"
+        elif not lookup(op.name).elementwise:
+            return f"{op.name} is not elementwise"
+        elif op.result.shape != job.anchor.result.shape and op.result.type.numel != 1:
+            return "the epilogue changes the shape"
+    for value in operands_of(job.epilogue, job.anchor):
+        if value.type.numel == 0 or not classify(value.type, job.result_type):
+            return f"epilogue operand {value.type} is neither scalar, per channel nor full"
+    return ""
+
+
+def _weight(expr: Expr | None) -> int:
+    if expr is None or expr.op in ("var", "const", "attr"):
+        return 0
+    return (10 if expr.op in _SLOW else 1) + sum(_weight(arg) for arg in expr.args)
+
+
+# The tile -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TileCode:
+    """What a tile function is made from.
+
+    Attributes:
+        taps: (count, stride) loops around the innermost run, outermost first.
+        run: elements of A that lie side by side.
+        lda: elements from a row of A to the next.
+        ldb: elements from a row of B to the next.
+        ldo: elements from a row of the result to the next.
+    """
+
+    dtype: DType
+    vectors: int
+    taps: tuple[tuple[int, int], ...]
+    run: int
+    lda: int
+    ldb: int
+    ldo: int
+    epilogue: Epilogue | None = None
+    result: DType | None = None
+
+    def emit(self, name: str, rows: int, columns: int, lanes: int) -> str:
+        """A function that computes `rows` x `columns` results; the last vector may be partial."""
+        dtype, vectors = self.dtype, self.vectors
+        ctype, vector = CTYPE[dtype], f"v_{dtype}"
+        into = self.result or dtype
+        epilogue = self.epilogue
+        params = epilogue.params(dtype) if epilogue else ""
+        lines = [f"INLINE void {name}(const {ctype} *a, const {ctype} *b, {CTYPE[into]} *o{params}) {{"]
+        lines.append(f"{vector} c[{rows}][{vectors}];")
+        lines += self._start(rows, columns, lanes)
+        for depth, (count, stride) in enumerate(self.taps):
+            source = f"a{depth - 1}" if depth else "a"
+            lines.append(f"for (int y{depth} = 0; y{depth} < {count}; y{depth}++) {{")
+            lines.append(f"const {ctype} *a{depth} = {source} + y{depth} * {stride}L;")
+        at = f"a{len(self.taps) - 1}" if self.taps else "a"
+        lines.append(f"for (int k = 0; k < {self.run}; k++, b += {self.ldb}) {{")
+        for j in range(vectors):
+            lines.append(f"const {vector} b{j} = load_{dtype}(b + {j} * LANES);")
+        lines.append(f"UNROLL for (int i = 0; i < {rows}; i++) {{")
+        lines.append(f"const {vector} x = splat_{dtype}({at}[i * {self.lda}L + k]);")
+        lines += [f"c[i][{j}] += x * b{j};" for j in range(vectors)]
+        lines += ["}", "}", *["}"] * len(self.taps)]
+        return "\n".join([*lines, *self._finish(rows, columns, lanes, into), "}"])
+
+    def _start(self, rows: int, columns: int, lanes: int) -> list[str]:
+        lines = [f"UNROLL for (int i = 0; i < {rows}; i++) {{"]
+        bias = self.epilogue.bias if self.epilogue else None
+        for j in range(self.vectors):
+            if bias is None or self.epilogue is None:
+                lines.append(f"c[i][{j}] = (v_{self.dtype}){{0}};")
+                continue
+            valid = min(lanes, columns - j * lanes)
+            if self.epilogue.job.constant(bias) is not None or valid == lanes:
+                lines.append(f"c[i][{j}] = load_{self.dtype}(bias + {j} * LANES);")
+            else:
+                lines.append(f"c[i][{j}] = loadn_{self.dtype}(bias + {j} * LANES, {max(valid, 0)});")
+        return [*lines, "}"]
+
+    def _finish(self, rows: int, columns: int, lanes: int, into: DType) -> list[str]:
+        heavy = self.epilogue is not None and self.epilogue.heavy
+        lines = []
+        if heavy:
+            # Through memory, so that the epilogue's code stands here once and not rows x vectors times.
+            lines.append(f"{CTYPE[self.dtype]} t[{rows}][{self.vectors} * LANES];")
+            lines.append(f"UNROLL for (int i = 0; i < {rows}; i++) {{")
+            lines += [f"store_{self.dtype}(t[i] + {j} * LANES, c[i][{j}]);" for j in range(self.vectors)]
+            lines += ["}", '_Pragma("GCC unroll 1")']
+        lines.append(f"{'' if heavy else 'UNROLL '}for (int i = 0; i < {rows}; i++) {{")
+        for j in range(self.vectors):
+            valid = min(lanes, columns - j * lanes)
+            if valid <= 0:
+                break
+            accumulator = f"r{j}"
+            source = f"load_{self.dtype}(t[i] + {j} * LANES)" if heavy else f"c[i][{j}]"
+            lines.append(f"const v_{self.dtype} {accumulator} = {source};")
+            count = "LANES" if valid == lanes else str(valid)
+            written, value = ([], accumulator)
+            if self.epilogue:
+                written, value = self.epilogue.apply(accumulator, "i", j, self.ldo, count)
+            stored = to_memory(value, into)
+            target = f"o + i * {self.ldo}L + {j} * LANES"
+            call = f"store_{into}({target}, {stored})" if valid == lanes else f"storen_{into}({target}, {stored}, {valid})"
+            lines += [*written, f"{call};"]
+        return [*lines, "}"]

@@ -1,0 +1,112 @@
+"""The elementwise operations in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.backends.torch.table import enter, implements
+
+_SAME_NAME = (
+    "add sub mul pow maximum minimum atan2 neg abs reciprocal square exp expm1 log1p tanh erf floor ceil trunc atan "
+    "asinh cosh sinh sqrt log sin cos tan asin acos atanh acosh rsqrt round eq ne lt le gt ge isnan isinf where relu "
+    "sigmoid"
+)
+for _name in _SAME_NAME.split():
+    enter(_name, getattr(torch, _name))
+for _name, _function in {
+    "div": torch.true_divide,
+    "bit_and": torch.bitwise_and,
+    "bit_or": torch.bitwise_or,
+    "bit_xor": torch.bitwise_xor,
+    "bit_not": torch.bitwise_not,
+    "silu": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "hard_swish": F.hardswish,
+}.items():
+    enter(_name, _function)
+
+
+def _integer_safe(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """An integer division by zero gives 0; torch would raise."""
+
+    def divide(a: Tensor, b: Tensor) -> Tensor:
+        if a.is_floating_point():
+            return function(a, b)
+        zero = b == 0
+        return function(a, b.masked_fill(zero, 1)).masked_fill(zero, 0)
+
+    return divide
+
+
+enter("floor_div", _integer_safe(torch.floor_divide))
+enter("trunc_div", _integer_safe(lambda a, b: torch.div(a, b, rounding_mode="trunc")))
+enter("mod", _integer_safe(torch.remainder))
+enter("fmod", _integer_safe(torch.fmod))
+
+
+@implements("sign")
+def sign(x: Tensor) -> Tensor:
+    return torch.where(torch.isnan(x), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
+
+
+def _count(a: Tensor, b: Tensor) -> Tensor:
+    return b & (a.element_size() * 8 - 1)
+
+
+@implements("shift_left")
+def shift_left(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bitwise_left_shift(a, _count(a, b))
+
+
+@implements("shift_right")
+def shift_right(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bitwise_right_shift(a, _count(a, b))
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float to integer truncates and saturates, NaN becomes 0; everything else is torch's own conversion."""
+    if not x.is_floating_point() or dtype.is_floating_point or dtype is torch.bool:
+        return x.to(dtype)
+    limits = torch.iinfo(dtype)
+    whole = x.double().trunc()
+    inside = whole.masked_fill(whole.isnan() | (whole >= limits.max) | (whole <= limits.min), 0).to(dtype)
+    return inside.masked_fill(whole >= limits.max, limits.max).masked_fill(whole <= limits.min, limits.min)
+
+
+enter("cast", cast, exact=True)
+
+
+@implements("leaky_relu")
+def leaky_relu(x: Tensor, slope: float) -> Tensor:
+    return F.leaky_relu(x, slope)
+
+
+@implements("elu")
+def elu(x: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
+    return torch.where(x <= 0, torch.expm1(x * input_scale) * alpha, x) * scale
+
+
+@implements("clamp")
+def clamp(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.clamp(x, low, high)
+
+
+@implements("softplus")
+def softplus(x: Tensor, beta: float, threshold: float) -> Tensor:
+    return F.softplus(x, beta, threshold)
+
+
+@implements("gelu_tanh")
+def gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+@implements("hard_sigmoid")
+def hard_sigmoid(x: Tensor, **attrs: Any) -> Tensor:
+    return torch.clamp(x * attrs["alpha"] + attrs["beta"], 0, 1)

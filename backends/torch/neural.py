@@ -1,0 +1,210 @@
+"""Normalisation, products, convolution and pooling in torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.backends.torch.table import implements
+
+Ints = tuple[int, ...]
+CONV = (F.conv1d, F.conv2d, F.conv3d)
+CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+MAX_POOL = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+AVG_POOL = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
+
+# Normalisation ------------------------------------------------------------------------------------
+
+
+@implements("layer_norm")
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, dims: int, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-dims:], weight, bias, eps)
+
+
+@implements("rms_norm")
+def rms_norm(x: Tensor, weight: Tensor | None = None, *, dims: int, eps: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-dims:], weight, eps)
+
+
+@implements("group_norm")
+def group_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, groups: int, eps: float
+) -> Tensor:
+    return torch.group_norm(x, groups, weight, bias, eps)
+
+
+@implements("batch_norm")
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float, axis: int) -> Tensor:
+    turned = x.movedim(axis, 0).unsqueeze(0)
+    return F.batch_norm(turned, mean, var, weight, bias, eps=eps).squeeze(0).movedim(0, axis)
+
+
+# Products -----------------------------------------------------------------------------------------
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Integers as i64, for which torch has every product; narrowing afterwards wraps."""
+    return x if x.is_floating_point() else x.long()
+
+
+@implements("matmul")
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    return torch.matmul(_exact(a), _exact(b)).to(a.dtype)
+
+
+@implements("linear")
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.is_floating_point():
+        return F.linear(x, w, bias)
+    product = matmul(x, w.T) if x.ndim > 1 else matmul(x[None], w.T)[0]
+    return product if bias is None else product + bias
+
+
+@implements("einsum")
+def einsum(*xs: Tensor, equation: str) -> Tensor:
+    return torch.einsum(equation, *map(_exact, xs)).to(xs[0].dtype)
+
+
+@implements("attention")
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float, causal: bool) -> Tensor:
+    repeat = q.shape[-3] // k.shape[-3]
+    k, v = k.repeat_interleave(repeat, -3), v.repeat_interleave(repeat, -3)
+    if mask is not None and causal:
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+        mask = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, is_causal=causal and mask is None)
+
+
+# Convolution --------------------------------------------------------------------------------------
+
+
+def _torch_padding(low: Ints, high: Ints) -> list[int]:
+    """Lows and highs, outermost dimension first, in the order of F.pad."""
+    return [amount for pair in zip(reversed(low), reversed(high), strict=True) for amount in pair]
+
+
+@implements("conv")
+def conv(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> Tensor:
+    n = w.ndim - 2
+    x = x.movedim(-1, 1) if channels_last else x
+    low, high = padding[:n], padding[n:]
+    if low != high:
+        x, low = F.pad(x, _torch_padding(low, high)), (0,) * n
+    result = CONV[n - 1](x, w, bias, stride, low, dilation, groups)
+    return result.movedim(1, -1) if channels_last else result
+
+
+@implements("conv_transpose")
+def conv_transpose(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    n = w.ndim - 2
+    low, high = padding[:n], padding[n:]
+    common = tuple(map(min, low, high))
+    result = CONV_TRANSPOSE[n - 1](x, w, bias, stride, common, output_padding, groups, dilation)
+    for d in range(n):  # what one side crops more than the other
+        start = low[d] - common[d]
+        result = result.narrow(2 + d, start, result.shape[2 + d] - start - (high[d] - common[d]))
+    return result
+
+
+# Pooling ------------------------------------------------------------------------------------------
+
+
+def _counts(sizes: Ints, reach: Ints, stride: Ints, padding: Ints, ceil_mode: bool) -> list[int]:
+    counts, n = [], len(reach)
+    for d in range(n):
+        room = sizes[d] + padding[d] + padding[n + d] - reach[d]
+        count = 1 + (room + (stride[d] - 1 if ceil_mode else 0)) // stride[d]
+        counts.append(count - ((count - 1) * stride[d] >= sizes[d] + padding[d]) if ceil_mode else count)
+    return counts
+
+
+def _windows(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool, fill: float) -> Tensor:
+    """[N, C, *counts, product of kernel] by Tensor.unfold."""
+    n = len(kernel)
+    reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+    counts = _counts(tuple(x.shape[2:]), reach, stride, padding, ceil_mode)
+    for d, count in enumerate(counts):
+        needed = (count - 1) * stride[d] + reach[d]
+        front, back = list(x.shape), list(x.shape)
+        front[2 + d], back[2 + d] = padding[d], max(0, needed - padding[d] - x.shape[2 + d])
+        x = torch.cat([x.new_full(front, fill), x, x.new_full(back, fill)], 2 + d).narrow(2 + d, 0, needed)
+    for d in range(n):
+        x = x.unfold(2 + d, reach[d], stride[d])
+    x = x[(..., *(slice(None, None, d) for d in dilation))]
+    return x.flatten(-n)
+
+
+def _direct(kernel: Ints, padding: Ints, x: Tensor) -> bool:
+    """Whether torch's own pooling takes these paddings: the same on both sides, at most half a kernel."""
+    n = len(kernel)
+    half = all(2 * p <= k for p, k in zip(padding[:n], kernel, strict=True))
+    return padding[:n] == padding[n:] and half and x.is_floating_point() and x.numel() > 0
+
+
+@implements("max_pool")
+def max_pool(
+    x: Tensor, *, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool, channels_last: bool
+) -> Tensor:
+    n = len(kernel)
+    x = x.movedim(-1, 1) if channels_last else x
+    if _direct(kernel, padding, x):
+        result = MAX_POOL[n - 1](x, kernel, stride, padding[:n], dilation, ceil_mode)
+    else:
+        fill = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
+        result = _windows(x, kernel, stride, padding, dilation, ceil_mode, fill).amax(-1)
+    return result.movedim(1, -1) if channels_last else result
+
+
+@implements("avg_pool")
+def avg_pool(
+    x: Tensor,
+    *,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    channels_last: bool,
+) -> Tensor:
+    n, once = len(kernel), (1,) * len(kernel)
+    x = x.movedim(-1, 1) if channels_last else x
+    if _direct(kernel, padding, x):
+        result = AVG_POOL[n - 1](x, kernel, stride, padding[:n], ceil_mode, count_include_pad)
+    else:
+        ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
+        if count_include_pad:
+            ones = F.pad(ones, _torch_padding(padding[:n], padding[n:]), value=1.0)
+        inner = (0,) * (2 * n) if count_include_pad else padding
+        sums = _windows(x, kernel, stride, padding, once, ceil_mode, 0.0).sum(-1)
+        if count_include_pad:
+            room = _windows(x[:1, :1] * 0, kernel, stride, padding, once, ceil_mode, 0.0).shape[2:-1]
+            ones = F.pad(ones, _torch_padding((0,) * n, tuple(
+                max(0, (c - 1) * s + k - size) for c, s, k, size in zip(room, stride, kernel, ones.shape[2:], strict=True)
+            )))
+            counts = _windows(ones, kernel, stride, inner, once, False, 0.0).sum(-1)
+        else:
+            counts = _windows(ones, kernel, stride, padding, once, ceil_mode, 0.0).sum(-1)
+        result = sums / counts
+    return result.movedim(1, -1) if channels_last else result
