@@ -113,19 +113,24 @@ Rewrite = Callable[[Match, Builder], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`pattern => rewrite(match, builder)`; the docstring of `rewrite` states the algebra."""
+    """`pattern => rewrite(match, builder)`; the docstring of `rewrite` states the algebra.
+
+    `tolerance` is the largest relative error in f32; 0 says that every bit is kept, but for the
+    sign of a zero.
+    """
 
     name: str
     pattern: Pattern
     rewrite: Rewrite
     doc: str = ""
+    tolerance: float = 0.0
 
 
-def rule(text: str) -> Callable[[Rewrite], Rule]:
+def rule(text: str, *, tolerance: float = 0.0) -> Callable[[Rewrite], Rule]:
     """Make a rule of a function: it returns the new value(s), a `Refusal`, or None to decline."""
 
     def wrap(function: Rewrite) -> Rule:
-        return Rule(function.__name__, pattern(text), function, (function.__doc__ or "").strip())
+        return Rule(function.__name__, pattern(text), function, (function.__doc__ or "").strip(), tolerance)
 
     return wrap
 

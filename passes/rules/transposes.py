@@ -32,23 +32,28 @@ def moves_ones_only(shape: Sequence[int], perm: Sequence[int]) -> bool:
     return kept == sorted(kept)
 
 
-def undo(b: Builder, value: Value, perm: tuple[int, ...], room: int) -> Value | None:
+def undo(b: Builder, value: Value, perm: tuple[int, ...], room: int, *, broadcasts: bool) -> Value | None:
     """The value that transposed by `perm` gives `value` (or broadcasts alike), or None where that costs a copy.
 
     A copy of at most an eighth of `room` elements is worth it.
     """
-    if value.type.numel == 1 and value.type.rank <= 1:
+    if broadcasts and value.type.numel == 1:
         return value
     if perm_of(value) == perm:
         assert value.op is not None
         return value.op.operands[0]
-    shape = (1,) * (len(perm) - value.type.rank) + value.shape
+    rank = len(perm)
+    shape = (1,) * (rank - value.type.rank) + value.shape
     back = inverse(perm)
     if (array := constant_value(value)) is not None:
         assert value.op is not None
         if array.size * CHEAP > room and len(value.users) > 1:
             return None
         moved = np.ascontiguousarray(array.reshape(shape).transpose(back))
+        if broadcasts:
+            moved = moved.reshape(moved.shape[next((at for at, size in enumerate(moved.shape) if size != 1), rank) :])
+        if moved.shape == array.shape and moves_ones_only(shape, back):
+            return value
         return b.constant(moved, name=value.op.attrs["name"])
     if moves_ones_only(shape, back):
         return b.reshape(value, shape=[shape[axis] for axis in back])
@@ -70,7 +75,8 @@ def _sink(m: Match, b: Builder, rank: int) -> Outcome:
     attrs = dict(op.attrs)
     if op.name == "concat":
         attrs["axis"] = perm[attrs["axis"]]
-    operands = [undo(b, value, perm, op.result.type.numel) for value in op.operands]
+    room, broadcasts = op.result.type.numel, op.name != "concat"
+    operands = [undo(b, value, perm, room, broadcasts=broadcasts) for value in op.operands]
     if any(value is None for value in operands):
         return Refusal("another operand would have to be transposed instead")
     result = b.op(op.name, [value for value in operands if value is not None], attrs).result
