@@ -26,7 +26,6 @@ for _name, _function in {
     "bit_not": torch.bitwise_not,
     "silu": F.silu,
     "mish": F.mish,
-    "gelu": F.gelu,
     "hard_swish": F.hardswish,
 }.items():
     enter(_name, _function)
@@ -100,6 +99,12 @@ def clamp(x: Tensor, low: float, high: float) -> Tensor:
 @implements("softplus")
 def softplus(x: Tensor, beta: float, threshold: float) -> Tensor:
     return F.softplus(x, beta, threshold)
+
+
+@implements("gelu")
+def gelu(x: Tensor) -> Tensor:
+    """Written out: F.gelu on CPU turns an infinity into NaN when it takes its vector path."""
+    return x * 0.5 * (1 + torch.erf(x * 0.5**0.5))
 
 
 @implements("gelu_tanh")

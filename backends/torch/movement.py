@@ -50,7 +50,11 @@ def pad(x: Tensor, low: Ints, high: Ints, interior: Ints, mode: str, value: floa
         if mode == "constant":
             x = _pad_constant(x, axis, a, b, interior[axis], value)
         elif mode == "reflect":
-            x = torch.cat([x.narrow(axis, 1, a).flip(axis), x, x.narrow(axis, size - 1 - b, b).flip(axis)], axis) if a or b else x
+            x = (
+                torch.cat([x.narrow(axis, 1, a).flip(axis), x, x.narrow(axis, size - 1 - b, b).flip(axis)], axis)
+                if a or b
+                else x
+            )
         elif mode == "wrap":
             x = torch.cat([x.narrow(axis, size - a, a), x, x.narrow(axis, 0, b)], axis)
         elif a or b:

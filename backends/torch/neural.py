@@ -37,6 +37,8 @@ def group_norm(
 
 @implements("batch_norm")
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, eps: float, axis: int) -> Tensor:
+    if x.numel() == 0:
+        return x
     turned = x.movedim(axis, 0).unsqueeze(0)
     return F.batch_norm(turned, mean, var, weight, bias, eps=eps).squeeze(0).movedim(0, axis)
 
@@ -131,34 +133,36 @@ def conv_transpose(
 # Pooling ------------------------------------------------------------------------------------------
 
 
-def _counts(sizes: Ints, reach: Ints, stride: Ints, padding: Ints, ceil_mode: bool) -> list[int]:
-    counts, n = [], len(reach)
+def _frame(x: Tensor, low: Ints, high: Ints, fill: float) -> Tensor:
+    return F.pad(x, _torch_padding(low, high), value=fill)
+
+
+def _overhang(x: Tensor, reach: Ints, stride: Ints, padding: Ints, ceil_mode: bool) -> Ints:
+    """How far the last window of ceil_mode sticks out behind input and padding, in each dimension."""
+    n, over = len(reach), []
     for d in range(n):
-        room = sizes[d] + padding[d] + padding[n + d] - reach[d]
-        count = 1 + (room + (stride[d] - 1 if ceil_mode else 0)) // stride[d]
-        counts.append(count - ((count - 1) * stride[d] >= sizes[d] + padding[d]) if ceil_mode else count)
-    return counts
+        size = x.shape[2 + d]
+        room = size + padding[d] + padding[n + d] - reach[d]
+        steps = -(-room // stride[d]) if ceil_mode else room // stride[d]
+        if steps * stride[d] >= size + padding[d]:
+            steps -= 1
+        over.append(max(0, steps * stride[d] - room))
+    return tuple(over)
 
 
-def _windows(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool, fill: float) -> Tensor:
+def _windows(x: Tensor, kernel: Ints, stride: Ints, dilation: Ints) -> Tensor:
     """[N, C, *counts, product of kernel] by Tensor.unfold."""
     n = len(kernel)
-    reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
-    counts = _counts(tuple(x.shape[2:]), reach, stride, padding, ceil_mode)
-    for d, count in enumerate(counts):
-        needed = (count - 1) * stride[d] + reach[d]
-        front, back = list(x.shape), list(x.shape)
-        front[2 + d], back[2 + d] = padding[d], max(0, needed - padding[d] - x.shape[2 + d])
-        x = torch.cat([x.new_full(front, fill), x, x.new_full(back, fill)], 2 + d).narrow(2 + d, 0, needed)
     for d in range(n):
-        x = x.unfold(2 + d, reach[d], stride[d])
-    x = x[(..., *(slice(None, None, d) for d in dilation))]
-    return x.flatten(-n)
+        x = x.unfold(2 + d, dilation[d] * (kernel[d] - 1) + 1, stride[d])
+    return x[(..., *(slice(None, None, step) for step in dilation))].flatten(-n)
 
 
 def _direct(kernel: Ints, padding: Ints, x: Tensor) -> bool:
-    """Whether torch's own pooling takes these paddings: the same on both sides, at most half a kernel."""
+    """Whether torch's own pooling takes it: padding the same on both sides, at most half a kernel, kernel inside."""
     n = len(kernel)
+    if any(k > size for k, size in zip(kernel, x.shape[2:], strict=True)):
+        return False
     half = all(2 * p <= k for p, k in zip(padding[:n], kernel, strict=True))
     return padding[:n] == padding[n:] and half and x.is_floating_point() and x.numel() > 0
 
@@ -172,8 +176,10 @@ def max_pool(
     if _direct(kernel, padding, x):
         result = MAX_POOL[n - 1](x, kernel, stride, padding[:n], dilation, ceil_mode)
     else:
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+        behind = map(sum, zip(padding[n:], _overhang(x, reach, stride, padding, ceil_mode), strict=True))
         fill = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
-        result = _windows(x, kernel, stride, padding, dilation, ceil_mode, fill).amax(-1)
+        result = _windows(_frame(x, padding[:n], tuple(behind), fill), kernel, stride, dilation).amax(-1)
     return result.movedim(1, -1) if channels_last else result
 
 
@@ -188,23 +194,17 @@ def avg_pool(
     count_include_pad: bool,
     channels_last: bool,
 ) -> Tensor:
-    n, once = len(kernel), (1,) * len(kernel)
+    n = len(kernel)
     x = x.movedim(-1, 1) if channels_last else x
     if _direct(kernel, padding, x):
         result = AVG_POOL[n - 1](x, kernel, stride, padding[:n], ceil_mode, count_include_pad)
     else:
+        none, over = (0,) * n, _overhang(x, kernel, stride, padding, ceil_mode)
+
+        def sums(values: Tensor, fill: float) -> Tensor:
+            framed = _frame(_frame(values, padding[:n], padding[n:], fill), none, over, 0.0)
+            return _windows(framed, kernel, stride, (1,) * n).sum(-1)
+
         ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
-        if count_include_pad:
-            ones = F.pad(ones, _torch_padding(padding[:n], padding[n:]), value=1.0)
-        inner = (0,) * (2 * n) if count_include_pad else padding
-        sums = _windows(x, kernel, stride, padding, once, ceil_mode, 0.0).sum(-1)
-        if count_include_pad:
-            room = _windows(x[:1, :1] * 0, kernel, stride, padding, once, ceil_mode, 0.0).shape[2:-1]
-            ones = F.pad(ones, _torch_padding((0,) * n, tuple(
-                max(0, (c - 1) * s + k - size) for c, s, k, size in zip(room, stride, kernel, ones.shape[2:], strict=True)
-            )))
-            counts = _windows(ones, kernel, stride, inner, once, False, 0.0).sum(-1)
-        else:
-            counts = _windows(ones, kernel, stride, padding, once, ceil_mode, 0.0).sum(-1)
-        result = sums / counts
+        result = sums(x, 0.0) / sums(ones, 1.0 if count_include_pad else 0.0)
     return result.movedim(1, -1) if channels_last else result

@@ -1,0 +1,114 @@
+"""Graph -> torch.fx.GraphModule over the table of torch functions."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.backends.torch.ops import TABLE
+from secateur.ir.diagnostics import CompileError
+from secateur.ir.graph import Graph, Op, Value
+from secateur.ir.types import DType
+
+TORCH = {
+    DType.F32: torch.float32,
+    DType.F64: torch.float64,
+    DType.F16: torch.float16,
+    DType.BF16: torch.bfloat16,
+    DType.I8: torch.int8,
+    DType.U8: torch.uint8,
+    DType.I16: torch.int16,
+    DType.I32: torch.int32,
+    DType.I64: torch.int64,
+    DType.BOOL: torch.bool,
+}
+
+
+def to_torch(array: np.ndarray) -> Tensor:
+    """A tensor with its own copy of an array's data."""
+    copy = np.array(array, order="C")
+    if copy.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copy)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """An array with a tensor's data, bf16 included."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+class _Lowering:
+    """Fills one fx graph; fusion bodies are laid out in place."""
+
+    def __init__(self) -> None:
+        self.root = nn.Module()
+        self.fx = fx.Graph(self.root)
+        self.attribute_names: set[str] = set()
+
+    def constant(self, op: Op) -> fx.Node:
+        name = base = "w_" + re.sub(r"\W", "_", op.attrs["name"] or "constant")
+        count = 0
+        while name in self.attribute_names:
+            count += 1
+            name = f"{base}_{count}"
+        self.attribute_names.add(name)
+        tensor = to_torch(op.attrs["value"])
+        if op.attrs["name"] and tensor.is_floating_point():
+            self.root.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.root.register_buffer(name, tensor)
+        return self.fx.get_attr(name)
+
+    def call(self, op: Op, operands: tuple[fx.Node, ...]) -> list[fx.Node]:
+        if op.name not in TABLE:
+            raise CompileError(f"op {op.name!r} has no torch function", span=op.span)
+        attrs = {key: TORCH[value] if isinstance(value, DType) else value for key, value in op.attrs.items()}
+        node = self.fx.call_function(TABLE[op.name], operands, attrs)
+        if len(op.results) == 1:
+            return [node]
+        return [self.fx.call_function(operator.getitem, (node, index)) for index in range(len(op.results))]
+
+    def lay_out(self, graph: Graph, inputs: list[fx.Node]) -> list[fx.Node]:
+        """Add the nodes of a graph; returns those of its outputs."""
+        nodes: dict[Value, fx.Node] = dict(zip(graph.inputs, inputs, strict=True))
+        for op in graph.ops:
+            operands = tuple(nodes[value] for value in op.operands)
+            if op.name == "constant":
+                results = [self.constant(op)]
+            elif op.name == "fusion":
+                results = self.lay_out(op.attrs["body"], list(operands))
+            else:
+                results = self.call(op, operands)
+            nodes.update(zip(op.results, results, strict=True))
+        return [nodes[value] for value in graph.outputs]
+
+
+def to_module(graph: Graph) -> fx.GraphModule:
+    """A module that computes the graph and returns a tuple of tensors.
+
+    Named floating-point constants become parameters (`w_` + name, no gradient until asked for),
+    other constants buffers.
+
+    Raises:
+        CompileError: an operation has no torch function.
+    """
+    lowering = _Lowering()
+    inputs: list[Any] = []
+    for index, value in enumerate(graph.inputs):
+        inputs.append(lowering.fx.placeholder(re.sub(r"\W", "_", value.hint) if value.hint else f"x{index}"))
+    lowering.fx.output(tuple(lowering.lay_out(graph, inputs)))
+    return fx.GraphModule(lowering.root, lowering.fx)
+
+
+def run(graph: Graph, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Compute the graph's outputs with torch."""
+    return tuple(to_module(graph)(*tensors))
