@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ _LOOKALIKES = [
 ]
 
 
-def import_model(model: Any, example_inputs: Sequence[Any] | None = None) -> Graph:
+def import_model(model: Any, example_inputs: Any = None) -> Graph:
     """Turn a model into a graph.
 
     Args:
         model: a torch.nn.Module, ExportedProgram or torch.fx.GraphModule, or the path of a .onnx, .pt2 or .ir file.
-        example_inputs: tensors of the shapes to compile for; needed for a Module or GraphModule.
+        example_inputs: a tensor, or a tuple of them, of the shapes to compile for; needed for a Module or GraphModule.
 
     Raises:
         CompileError: not a model, or one that uses operations that are not supported (all are listed).
@@ -58,10 +57,10 @@ def import_model(model: Any, example_inputs: Sequence[Any] | None = None) -> Gra
     if isinstance(model, torch.fx.GraphModule):
         from secateur.frontends.torch_fx import import_fx
 
-        return import_fx(model, tuple(example_inputs))
+        return import_fx(model, example_inputs)
     from secateur.frontends.torch_export import import_module
 
-    return import_module(model, tuple(example_inputs))
+    return import_module(model, example_inputs)
 
 
 def _not_a_model(model: Any) -> CompileError:
@@ -114,19 +113,12 @@ def _from_onnx(path: Path) -> Graph:
 
 def _from_pt2(path: Path) -> Graph:
     try:
-        import torch
+        from secateur.frontends.torch_export import import_exported, load_exported
     except ImportError:
         raise CompileError(
             f"{path} is read by PyTorch, which is not installed", hint="pip install 'secateur[torch]'"
         ) from None
-    from secateur.frontends.torch_export import import_exported
-
-    try:
-        program = torch.export.load(path)
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CompileError(f"{path} is not a torch.export archive: {reason[0]}") from None
-    return import_exported(program)
+    return import_exported(load_exported(path), path.stem)
 
 
 _READERS = {".onnx": _from_onnx, ".pt2": _from_pt2, ".ir": read_ir}

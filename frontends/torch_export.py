@@ -11,7 +11,7 @@ import operator
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ def import_exported(program: ExportedProgram, name: str = "main") -> Graph:
     return _Importer(_decomposed(program), name).run()
 
 
-def import_module(module: torch.nn.Module, example_inputs: Sequence[Any], name: str = "") -> Graph:
+def import_module(module: torch.nn.Module, example_inputs: Any, name: str = "") -> Graph:
     """Export a module in evaluation mode and import it.
 
     Args:
-        example_inputs: positional arguments; their shapes are fixed in the graph.
+        example_inputs: positional arguments, or the only one; their shapes are fixed in the graph.
 
     Raises:
         CompileError: as `import_exported`, and when PyTorch cannot export the module.
@@ -55,13 +55,13 @@ def import_module(module: torch.nn.Module, example_inputs: Sequence[Any], name: 
     return import_exported(export_module(module, example_inputs), name or type(module).__name__)
 
 
-def export_module(module: torch.nn.Module, example_inputs: Sequence[Any]) -> ExportedProgram:
+def export_module(module: torch.nn.Module, example_inputs: Any) -> ExportedProgram:
     """`torch.export.export` with the module in evaluation mode; its own mode is restored."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(module, tuple(example_inputs))
+            return torch.export.export(module, _as_tuple(example_inputs))
     except Exception as error:  # torch.export raises a dozen unrelated types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CompileError(
@@ -82,20 +82,7 @@ def load_exported(path: str | Path) -> ExportedProgram:
             return torch.export.load(str(path))
     except Exception as error:  # a damaged archive surfaces as almost anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CompileError(f"{path} is not an exported PyTorch program: {reason[0]}") from error
-
-
-def import_torch(model: Any, example_inputs: Sequence[Any] | None = None, name: str = "") -> Graph:
-    """Import an `ExportedProgram`, an `nn.Module` with example inputs, or the path of a `.pt2` file."""
-    if isinstance(model, (str, Path)):
-        return import_exported(load_exported(model), name or Path(model).stem)
-    if isinstance(model, ExportedProgram):
-        return import_exported(model, name or "main")
-    if isinstance(model, torch.nn.Module):
-        if example_inputs is None:
-            raise CompileError("an nn.Module needs example inputs", hint="pass a tuple of tensors of the right shapes")
-        return import_module(model, _as_tuple(example_inputs), name)
-    raise CompileError(f"cannot import a {type(model).__name__} from PyTorch")
+        raise CompileError(f"{path} is not a torch.export archive: {reason[0]}") from error
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -116,18 +103,21 @@ def _quiet() -> Iterator[None]:
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """Functional form; operations without a row are decomposed for as long as PyTorch knows how."""
     with _quiet():
-        result = program.run_decompositions({})
+        result: ExportedProgram = program.run_decompositions({})
         table: dict[Any, Any] | None = None
         for _ in range(_DECOMPOSITION_ROUNDS):
             missing = {node.target for node in _calls(result) if not _has_row(node)}
             if not missing:
                 break
             if table is None:
-                table = dict(torch.export.default_decompositions().items())
+                table = dict(torch.export.default_decompositions().items())  # type: ignore[no-untyped-call]
             chosen = {target: table[target] for target in missing if target in table}
             if not chosen:
                 break
-            result = result.run_decompositions(chosen)
+            try:
+                result = result.run_decompositions(chosen)
+            except Exception:  # a decomposition that PyTorch itself cannot trace: reported as unsupported
+                break
     return result
 
 
@@ -146,8 +136,12 @@ def _has_row(node: torch.fx.Node) -> bool:
 
 def _is_ignored(node: torch.fx.Node) -> bool:
     """Checks made at run time, which a static graph has already passed, and arithmetic on sizes."""
-    value = node.meta.get("val")
-    return "_assert" in _key(node) or "sym_constrain" in _key(node) or isinstance(value, (bool, int, float))
+    if _key(node) in rows():
+        return False
+    numbers = (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+    words = f"{_key(node)} {node.args[1]}" if _key(node) == "with_effects" else _key(node)
+    is_check = any(word in words for word in ("_assert", "sym_constrain", "check_errors"))
+    return is_check or isinstance(node.meta.get("val"), numbers)
 
 
 # Import -------------------------------------------------------------------------------------------
@@ -176,10 +170,8 @@ class _Importer:
             value = node.meta.get("val")
             if spec.kind is InputKind.USER_INPUT:
                 self.values[node] = self.input(node, value)
-            elif isinstance(value, torch.Tensor) and node.users:
-                assert spec.target is not None
-                tensor = self.tensor(spec.target)
-                self.values[node] = self.builder.constant(array_of(tensor), name=spec.target)
+            elif isinstance(value, torch.Tensor) and node.users and spec.target:
+                self.values[node] = self.constant(spec.target)
 
     def input(self, node: torch.fx.Node, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -190,11 +182,14 @@ class _Importer:
             hint = "export without dynamic_shapes: sizes are fixed at compile time" if "dynamic" in str(reason) else ""
             raise CompileError(f"input {node.name!r} has {reason}", hint=hint) from None
 
-    def tensor(self, target: str) -> torch.Tensor:
+    def constant(self, target: str) -> Value:
         found = self.program.state_dict.get(target)
         tensor = self.program.constants[target] if found is None else found
-        assert isinstance(tensor, torch.Tensor)
-        return tensor
+        try:
+            tensor_type(tensor)
+        except Unsupported as reason:
+            raise CompileError(f"parameter {target!r} has {reason}") from None
+        return self.builder.constant(array_of(tensor), name=target)
 
     def call(self, node: torch.fx.Node) -> None:
         value = node.meta.get("val")
@@ -217,7 +212,7 @@ class _Importer:
         self.builder.span = span_of(node)
         context = Context(self.builder, key, out)
         args = torch.fx.map_arg(_in_schema_order(node), lambda n: self.values[n])
-        result = rows()[key](context, *args)  # type: ignore[misc]
+        result = rows()[key](context, *args)
         self.check(node, result, out)
         return result
 
@@ -236,7 +231,7 @@ class _Importer:
         line = f"{node.target} ({reason})" if reason else str(node.target)
         self.problems[line] += 1
         places = self.places.setdefault(line, [])
-        place = str(span_of(node))
+        place = str(span_of(node) or node.name)
         if len(places) < _PLACES_SHOWN and place not in places:
             places.append(place)
 
@@ -253,12 +248,12 @@ class _Importer:
         """The user's outputs; changes to buffers that batch norms count with are dropped, others refused."""
         (returned,) = self.program.graph.output_node().args
         graph, values = self.builder.into, []
-        for node, spec in zip(returned, self.program.graph_signature.output_specs, strict=True):  # type: ignore[arg-type]
+        for node, spec in zip(returned, self.program.graph_signature.output_specs, strict=True):
             if spec.kind is OutputKind.USER_OUTPUT:
                 value = self.values[node] if isinstance(node, torch.fx.Node) else node
                 if isinstance(value, Value):
                     values.append(value)
-            elif spec.kind is not OutputKind.BUFFER_MUTATION or not str(spec.target).endswith("num_batches_tracked"):
+            elif spec.kind is not OutputKind.TOKEN and not str(spec.target).endswith("num_batches_tracked"):
                 raise CompileError(
                     f"the model changes {spec.target!r} while it runs",
                     hint="compile a version that takes and returns its state instead",
@@ -293,14 +288,14 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent)
 
 
-def span_of(node: torch.fx.Node) -> Span:
+def span_of(node: torch.fx.Node) -> Span | None:
     """The innermost line outside PyTorch that led to the node, and the path of the module it is in."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     outside = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     file, line = outside[-1] if outside else ("", "0")
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     module = list(stack.values())[-1][0] if stack else ""
-    return Span(_short(file), int(line), 0, module)
+    return Span(_short(file), int(line), 0, module) if file or module else None
 
 
 def _short(file: str) -> str:

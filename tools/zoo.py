@@ -75,8 +75,8 @@ def _randomize_batch_norms(module: torch.nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
             with torch.no_grad():
-                child.running_mean.normal_(0, 0.3)  # type: ignore[union-attr,operator]
-                child.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr,operator]
+                child.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
+                child.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
                 child.weight.uniform_(0.5, 1.5)
                 child.bias.normal_(0, 0.3)
 

@@ -124,3 +124,9 @@ def _updates(cx: Context, x: Value, index: Value, source: Value | Number) -> Val
     for dim, size in enumerate(index.shape):
         updates = cx.slice(updates, dim, 0, size)
     return updates
+
+
+@aten("_local_scalar_dense", "item", "nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_dim")
+@aten("nonzero_static", "unique_consecutive", "repeat_interleave.Tensor")
+def data_dependent(cx: Context, *_: Any) -> Any:
+    raise Unsupported("a shape or a Python number would depend on data")

@@ -50,7 +50,7 @@ def addmm(cx: Context, bias: Value, a: Value, b: Value, beta: Number = 1, alpha:
         product = cx.b.reduce_sum(product, axes=(0,), keepdims=False)
     if beta != 1:
         bias = cx.b.mul(bias, cx.value(beta, bias.type.dtype))
-    return add(cx, bias, product, alpha) if beta else add(cx, 0, product, alpha)  # type: ignore[arg-type]
+    return add(cx, bias, product, alpha) if beta else add(cx, 0, product, alpha)
 
 
 @aten("einsum")

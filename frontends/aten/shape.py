@@ -245,7 +245,9 @@ def unfold(cx: Context, x: Value, dim: int, size: int, step: int) -> Any:
 
 @aten("tril", "triu")
 def triangle(cx: Context, x: Value, diagonal: int = 0) -> Any:
-    keep = np.tri(*x.shape[-2:], k=diagonal if cx.overload.startswith("tril") else diagonal - 1, dtype=np.bool_)
+    keep = np.tri(
+        x.shape[-2], x.shape[-1], k=diagonal if cx.overload.startswith("tril") else diagonal - 1, dtype=np.bool_
+    )
     if cx.overload.startswith("triu"):
         keep = ~keep
     return cx.b.where(cx.b.constant(keep), x, cx.value(0, x.type.dtype))
@@ -303,7 +305,7 @@ def linspace(cx: Context, start: Number, end: Number, steps: int, *_: Any) -> An
 
 @aten("eye", "eye.m")
 def eye(cx: Context, *_: Any) -> Any:
-    return cx.b.constant(np.eye(*cx.shape), cx.dtype)
+    return cx.b.constant(np.eye(cx.shape[0], cx.shape[1]), cx.dtype)
 
 
 @aten("tril_indices", "triu_indices")
