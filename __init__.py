@@ -70,7 +70,7 @@ def compile(
     pipeline: str | Sequence[str | Pass] = "default",
     threads: int | None = None,
     cc: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
 ) -> Program:
     """Compile a model, or a graph, for a processor.
 
@@ -81,18 +81,13 @@ def compile(
         pipeline: passes to run first: a pipeline's name, or a list of passes.
         threads: fixed at compile time; None leaves the choice to the moment of loading.
         cc: a C compiler to use instead of the bundled one.
-        progress: called as `progress(what, done, total)` while compiling.
+        progress: called with a stage and its share done, 0 to 1, while compiling.
 
     Raises:
         CompileError: what could not be compiled, where it is, and what would help.
     """
-    from secateur.backends.cpu import compile_graph
+    from secateur.backends.cpu.compile import compile_graph
     from secateur.frontends.open import import_model
-    from secateur.ir.graph import Graph
-    from secateur.passes.manager import optimize
 
-    graph = model if isinstance(model, Graph) else import_model(model, example_inputs)
-    artifact = compile_graph(
-        optimize(graph, pipeline), target=target, threads=threads, cc=cc, progress=progress, name=graph.name
-    )
-    return artifact.load()
+    graph = import_model(model, example_inputs)
+    return compile_graph(graph, target=target, pipeline=pipeline, threads=threads, cc=cc, progress=progress)

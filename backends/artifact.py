@@ -118,8 +118,13 @@ class Program:
 
     def report(self) -> Report:
         """What runs: arena and weight bytes, and for each step its kernel, FLOPs, bytes and reason."""
-        keys = ("target", "threads", "arena_bytes", "weights_bytes", "scratch_bytes", "compile_seconds")
-        return Report({key: self.manifest[key] for key in keys} | {"kernels": self.manifest["kernels"]})
+        return make_report(self.manifest)
+
+
+def make_report(manifest: dict[str, Any]) -> Report:
+    """The report of an artefact, which does not have to run on this machine."""
+    keys = ("target", "threads", "arena_bytes", "weights_bytes", "scratch_bytes", "compile_seconds")
+    return Report({key: manifest[key] for key in keys} | {"kernels": manifest["kernels"]})
 
 
 def _as_numpy(item: Any) -> tuple[np.ndarray, str]:

@@ -12,7 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from secateur.ir.diagnostics import CompileError, nearest
+from secateur.tools.console import Tracker
 from secateur.tools.contenders import CONTENDERS
 
 TOLERANCE = 1e-3
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def check_contenders(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(["secateur", *names]))
 
 
-def measure(plan: Plan, progress: Progress) -> tuple[list[Result], dict[str, Any]]:
+def measure(plan: Plan, progress: Tracker) -> tuple[list[Result], dict[str, Any]]:
     """Prepare, load everyone, time everyone in turns, compare the outputs.
 
     Returns:
@@ -150,15 +150,15 @@ def measure(plan: Plan, progress: Progress) -> tuple[list[Result], dict[str, Any
         _compare([results[name] for name in workers])
         for index in range(plan.rounds):
             for done, name in enumerate(_rotated(list(workers), index)):
-                progress("timing in turns", index * len(workers) + done, plan.rounds * len(workers))
+                progress("timing in turns", (index * len(workers) + done) / (plan.rounds * len(workers)))
                 workers[name].signal("SIGCONT")
                 results[name].rounds.append(workers[name].ask(do="time", seconds=plan.seconds)["times"])
                 workers[name].signal("SIGSTOP")
     return list(results.values()), prepared
 
 
-def _prepare(plan: Plan, progress: Progress) -> dict[str, Any]:
-    progress(f"compiling {plan.model} and exporting it for the others", 0, 0)
+def _prepare(plan: Plan, progress: Tracker) -> dict[str, Any]:
+    progress(f"compiling {plan.model} and exporting it for the others")
     needs = sorted({CONTENDERS[name].needs for name in plan.contenders if not unavailable(name, plan.model)})
     with Process(plan.threads, plan.folder / "prepare.log") as worker:
         return worker.ask(
@@ -187,12 +187,12 @@ def unavailable(name: str, model: str) -> str:
     return ""
 
 
-def _load(plan: Plan, result: Result, stack: ExitStack, progress: Progress) -> Process | None:
+def _load(plan: Plan, result: Result, stack: ExitStack, progress: Tracker) -> Process | None:
     """A loaded and stopped worker, or None with the reason in `result.failure`."""
     result.failure = unavailable(result.name, plan.model)
     if result.failure:
         return None
-    progress(f"loading {result.name}", 0, 0)
+    progress(f"loading {result.name}")
     worker = stack.enter_context(Process(plan.threads, plan.folder / f"{result.name}.log"))
     try:
         answer = worker.ask(

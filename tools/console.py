@@ -47,21 +47,22 @@ class Ui:
     def stage(self, what: str) -> Iterator[None]:
         """Progress of one piece of work whose length is not known."""
         with self.progress() as tracker:
-            tracker(what, 0, 0)
+            tracker(what)
             yield
 
 
 class Tracker:
-    """`tracker(what, done, total)`: one bar for each `what`; a total of 0 means that it is not known."""
+    """`tracker(what, share)`: one bar for each `what`; `share` is 0 to 1, or None where it cannot be known."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, share: float | None = None) -> None:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=None)
-        self.bars.update(self.tasks[what], completed=done, total=total or None)
+        total = None if share is None else 1.0
+        self.bars.update(self.tasks[what], completed=share or 0.0, total=total)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Table:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import secateur
+from rich.console import Group
+
+from secateur.backends.artifact import MANIFEST, Program, Report, make_report, read_manifest
+from secateur.backends.cpu.compile import compile_graph, compile_to
+from secateur.ir.diagnostics import CompileError
 from secateur.tools.commands.opt import add_pass_options, chosen_passes
-from secateur.tools.console import Ui, duration, size
+from secateur.tools.console import Ui, duration, size, table
 from secateur.tools.files import written_beside
 from secateur.tools.models import MODEL_HELP, open_graph
 
@@ -40,29 +48,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
     start = time.perf_counter()
-    with written_beside(Path(args.output), "manifest.json") as fresh:
-        program = compile_model(args.model, args, ui)
-        program.save(fresh)
+    output = Path(args.output)
+    with written_beside(output, MANIFEST) as fresh:
+        graph = open_graph(args.model, ui)
+        with ui.progress() as progress, source_kept(fresh, output):
+            compile_to(fresh, graph, **settings(args), progress=progress)
     seconds = time.perf_counter() - start
-    report = program.report()
-    bytes = {item.name: item.stat().st_size for item in sorted(Path(args.output).iterdir()) if item.is_file()}
-    files = ", ".join(f"{name} {size(count)}" for name, count in bytes.items())
+    report = make_report(read_manifest(output))
+    bytes = {item.name: item.stat().st_size for item in sorted(output.iterdir()) if item.is_file()}
     ui.report(
-        {"output": args.output, "seconds": seconds, "files": bytes, "report": dict(report)},
-        str(report),
-        f"wrote {args.output} in {duration(seconds)}: {files}",
+        {"output": args.output, "seconds": seconds, "files": bytes, "report": report},
+        report_table(report),
+        f"wrote {args.output} in {duration(seconds)}: " + ", ".join(f"{name} {size(n)}" for name, n in bytes.items()),
     )
 
 
-def compile_model(name: str, args: argparse.Namespace, ui: Ui) -> secateur.Program:
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_compile_options` gathered, as arguments of the compiler."""
+    return {"target": args.target, "pipeline": chosen_passes(args), "threads": args.threads, "cc": args.cc}
+
+
+def compile_model(name: str, args: argparse.Namespace, ui: Ui) -> Program:
     """Import and compile what the command line names, showing progress."""
     graph = open_graph(name, ui)
     with ui.progress() as progress:
-        return secateur.compile(
-            graph,
-            target=args.target,
-            pipeline=chosen_passes(args),
-            threads=args.threads,
-            cc=args.cc,
-            progress=progress,
-        )
+        return compile_graph(graph, **settings(args), progress=progress)
+
+
+@contextmanager
+def source_kept(folder: Path, output: Path) -> Iterator[None]:
+    """Where the C compiler fails, the source it failed on stays for a look, in `<output>.failed`."""
+    try:
+        yield
+    except CompileError as error:
+        if "C compiler failed" in error.message:
+            kept = output.with_name(f"{output.name}.failed")
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(folder, kept)
+            error.hint = f"the source is kept in {kept}"
+        raise
+
+
+def report_table(report: Report) -> Group:
+    """Totals, and a row for every kernel that runs."""
+    bytes = ("arena_bytes", "weights_bytes", "scratch_bytes")
+    facts = [f"{key.removesuffix('_bytes')} {size(report[key])}" for key in bytes]
+    head = f"target {report['target']}, {report['threads']} threads, {', '.join(facts)}"
+    rows = [
+        (k["step"], k["family"], k["op"], k["result"], f"{k['flops'] / 1e6:.2f}", size(k["bytes"]), k["why"])
+        for k in report["kernels"]
+    ]
+    columns = ["step>", "kernel", "op", "result", "MFLOP>", "moves>", "why"]
+    return Group(table("", columns, rows), head)

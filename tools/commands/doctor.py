@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -15,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from secateur import __version__
-from secateur.backends.cpu.target import cpu_features, native_target
+from secateur.backends.cpu.target import cpu_features, default_threads, native_target
+from secateur.backends.cpu.toolchain import find_compiler
 from secateur.ir.diagnostics import CompileError
 from secateur.tools.console import Ui, table
 
@@ -86,13 +86,12 @@ def _version(name: str) -> str:
 
 def _compiler(cc: str | None) -> Check:
     """Compiles a program, runs it, and reads what it prints."""
-    from secateur.backends.cpu.toolchain import compiler_command, compiler_version
-
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder, "check.c"), Path(folder, "check")
         source.write_text(PROGRAM)
         try:
-            command = [*compiler_command(cc), str(source), "-o", str(program), "-lm"]
+            compiler = find_compiler(cc)
+            command = [*compiler.command, str(source), "-o", str(program), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 return Check("C compiler", "broken", done.stderr.strip().splitlines()[0], "try another one with --cc")
@@ -101,7 +100,7 @@ def _compiler(cc: str | None) -> Check:
             return Check("C compiler", "broken", str(error).splitlines()[0], "try another one with --cc")
     if printed != "42":
         return Check("C compiler", "broken", "its program printed nonsense", "try another one with --cc")
-    return Check("C compiler", "ok", f"{compiler_version(cc)}; compiles and runs")
+    return Check("C compiler", "ok", f"{compiler.version()}; compiles and runs")
 
 
 def _machine() -> Iterator[Check]:
@@ -111,8 +110,7 @@ def _machine() -> Iterator[Check]:
         cpu_features() & {"avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd"}
     )
     yield Check("features", "ok", " ".join(known) or "not known on this system")
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("threads", "ok", str(count))
+    yield Check("threads", "ok", str(default_threads()))
 
 
 def _graphviz() -> Check:

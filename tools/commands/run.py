@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 import secateur
-from secateur.ir.diagnostics import CompileError
 from secateur.ir.types import TensorType
 from secateur.tools.commands.compile import add_compile_options, compile_model
 from secateur.tools.console import Ui, duration, table
@@ -74,16 +73,25 @@ def _prepare(args: argparse.Namespace, ui: Ui) -> tuple[Runner, Specs, list[str]
         return lambda tensors: secateur.interpret(graph, *tensors), input_specs(graph), []
     program = secateur.load(path) if path.is_dir() else compile_model(args.model, args, ui)
     manifest = program.manifest
-    specs = [(item["name"], TensorType.parse(f"{item['dtype']}[{_dims(item)}]")) for item in manifest["inputs"]]
-    names = [item["name"] for item in manifest["outputs"]]
-    if len(set(names)) < len(names):
-        raise CompileError(f"{args.model}: two outputs have the same name in manifest.json")
+    specs = [
+        (name, TensorType.parse(f"{item['dtype']}[{_dims(item)}]")) for name, item in named(manifest["inputs"], "input")
+    ]
+    names = [name for name, _ in named(manifest["outputs"], "output")]
 
     def runner(tensors: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         results = program(*tensors)
         return results if isinstance(results, tuple) else (results,)
 
     return runner, specs, names
+
+
+def named(items: Sequence[dict[str, Any]], kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Inputs or outputs of a manifest with a name for each: their own where it is unique, else `input0`, ..."""
+    names = [item["name"] for item in items]
+    return [
+        (name if name and names.count(name) == 1 else f"{kind}{index}", item)
+        for index, (name, item) in enumerate(zip(names, items))
+    ]
 
 
 def _dims(item: dict[str, Any]) -> str:
