@@ -22,6 +22,7 @@ from secateur.ir.types import DType, TensorType
 
 # What one FMA per cycle costs beside: loop overhead per K, and entry, epilogue and exit per tile.
 _STEP_OVERHEAD = 0.5
+_LOAD = 0.02
 _TILE_OVERHEAD = 30.0
 _SLOW = frozenset({"exp", "log", "expm1", "log1p", "tanh", "erf", "pow", "sin", "cos", "tan", "div", "sqrt"})
 
@@ -57,7 +58,7 @@ def choose_tiling(length: int, columns: int, depth: int, target: Target, dtype: 
         cycles = 0.0
         for height, number in ((base + 1, extra), (base, count - extra)):
             fmas = height * vectors * width
-            step = max(fmas, 4.0, vectors * width + height / 2) + _STEP_OVERHEAD
+            step = max(fmas, 4.0, vectors * width + height / 2) + _STEP_OVERHEAD + _LOAD * (height + vectors)
             cycles += number * panels * (step * depth + fmas + _TILE_OVERHEAD)
         if best is None or cycles < best.cycles:
             best = Tiling(vectors, panels, count, base, extra, cycles)
@@ -92,7 +93,8 @@ class Epilogue:
     """The elementwise operations behind an anchor, applied to its tile before it is stored.
 
     Operands are of three kinds: `scalar`, `channel` (one value a column), `full` (shaped like the
-    result). `bias` is what the accumulators start from.
+    result). `bias` is what the accumulators start from. With `pack`, constant channel operands are
+    stored padded, so that they are read in whole vectors everywhere.
 
     Attributes:
         pointers: C name -> job operand or packed array, in the order of the kernel's arguments.
@@ -102,6 +104,7 @@ class Epilogue:
     columns: int
     padded: int
     bias: Value | None = None
+    pack: bool = True
     pointers: list[tuple[str, int | np.ndarray]] = field(default_factory=list)
     kinds: dict[Value, tuple[str, str]] = field(default_factory=dict)
 
@@ -115,7 +118,7 @@ class Epilogue:
         position = self.job.position(value)
         assert position is not None
         constant = self.job.constant(value)
-        if kind == "channel" and constant is not None:
+        if self.pack and kind == "channel" and constant is not None:
             padded = np.zeros(self.padded, dtype=constant.dtype)
             padded[: self.columns] = constant.reshape(-1)
             self.pointers.append((name, padded))
@@ -127,6 +130,10 @@ class Epilogue:
         position = self.job.position(value)
         constant = self.job.constant(value)
         return 0 if constant is not None or position is None else self.job.views[position].offset
+
+    def padded_channel(self, value: Value) -> bool:
+        """Whether an operand may be read in whole vectors beyond its last column."""
+        return self.pack and self.kinds[value][1] == "channel" and self.job.constant(value) is not None
 
     @property
     def heavy(self) -> bool:
@@ -151,26 +158,29 @@ class Epilogue:
             for i, (value, (name, _)) in enumerate(self.kinds.items())
         ]
 
-    def apply(self, accumulator: str, row: str, vector: int, stride: int, count: str) -> tuple[list[str], str]:
-        """Statements that turn an accumulator into the value to store, and that value."""
+    def apply(self, accumulator: str, at: dict[str, str], count: str, suffix: str = "") -> tuple[list[str], str]:
+        """Statements that turn an accumulator into the value to store, and that value.
+
+        Args:
+            at: where operands of kind `channel` and `full` are read, relative to their pointers.
+            count: LANES, or how many elements are valid.
+        """
         names: dict[Value, str] = {}
         lines = []
         for value, (name, kind) in self.kinds.items():
             if value is self.bias:
                 continue
             dtype = value.type.dtype
-            pointer = f"{name} + {vector} * LANES" if kind == "channel" else f"{name} + {row} * {stride} + {vector} * LANES"
-            padded = kind == "channel" and self.job.constant(value) is not None
             if kind == "scalar":
                 loaded = f"gather_{dtype}({name}, 0, LANES)"
-            elif count == "LANES" or padded:
-                loaded = f"load_{dtype}({pointer})"
+            elif count == "LANES" or self.padded_channel(value):
+                loaded = f"load_{dtype}({name} + {at[kind]})"
             else:
-                loaded = f"loadn_{dtype}({pointer}, {count})"
-            names[value] = f"{name}_{vector}"
+                loaded = f"loadn_{dtype}({name} + {at[kind]}, {count})"
+            names[value] = f"{name}_{suffix}"
             lines.append(f"const __auto_type {names[value]} = {from_memory(loaded, dtype)};")
         names[self.job.anchor.result] = accumulator
-        writer = BodyWriter(names, prefix=f"t{vector}_")
+        writer = BodyWriter(names, prefix=f"t{suffix}_")
         for op in self.job.epilogue:
             writer.op(op)
         final = self.job.body.outputs[0] if self.job.body else self.job.anchor.result
@@ -279,7 +289,7 @@ class TileCode:
                 lines.append(f"c[i][{j}] = (v_{self.dtype}){{0}};")
                 continue
             valid = min(lanes, columns - j * lanes)
-            if self.epilogue.job.constant(bias) is not None or valid == lanes:
+            if self.epilogue.padded_channel(bias) or valid == lanes:
                 lines.append(f"c[i][{j}] = load_{self.dtype}(bias + {j} * LANES);")
             else:
                 lines.append(f"c[i][{j}] = loadn_{self.dtype}(bias + {j} * LANES, {max(valid, 0)});")
@@ -305,7 +315,9 @@ class TileCode:
             count = "LANES" if valid == lanes else str(valid)
             written, value = ([], accumulator)
             if self.epilogue:
-                written, value = self.epilogue.apply(accumulator, "i", j, self.ldo, count)
+                written, value = self.epilogue.apply(
+                    accumulator, {"channel": f"{j} * LANES", "full": f"i * {self.ldo}L + {j} * LANES"}, count, str(j)
+                )
             stored = to_memory(value, into)
             target = f"o + i * {self.ldo}L + {j} * LANES"
             call = f"store_{into}({target}, {stored})" if valid == lanes else f"storen_{into}({target}, {stored}, {valid})"

@@ -18,7 +18,7 @@ _SAME_NAME = (
 )
 for _name in _SAME_NAME.split():
     enter(_name, getattr(torch, _name))
-for _name, _function in {
+_OTHER_NAME: dict[str, Callable[..., Tensor]] = {
     "div": torch.true_divide,
     "bit_and": torch.bitwise_and,
     "bit_or": torch.bitwise_or,
@@ -27,7 +27,8 @@ for _name, _function in {
     "silu": F.silu,
     "mish": F.mish,
     "hard_swish": F.hardswish,
-}.items():
+}
+for _name, _function in _OTHER_NAME.items():
     enter(_name, _function)
 
 

@@ -51,7 +51,7 @@ class _Lowering:
 
     def __init__(self) -> None:
         self.root = nn.Module()
-        self.fx = fx.Graph(self.root)
+        self.fx = fx.Graph()
         self.attribute_names: set[str] = set()
 
     def constant(self, op: Op) -> fx.Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -155,7 +157,8 @@ def _windows(x: Tensor, kernel: Ints, stride: Ints, dilation: Ints) -> Tensor:
     n = len(kernel)
     for d in range(n):
         x = x.unfold(2 + d, dilation[d] * (kernel[d] - 1) + 1, stride[d])
-    return x[(..., *(slice(None, None, step) for step in dilation))].flatten(-n)
+    taps: list[Any] = [slice(None, None, step) for step in dilation]
+    return x[(..., *taps)].flatten(-n)
 
 
 def _direct(kernel: Ints, padding: Ints, x: Tensor) -> bool:
