@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,28 +33,35 @@ class Draw:
     # Primes and their neighbours, one below/at/above common vector widths, and the degenerate sizes.
     SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)
 
-    def __init__(self, seed: int, *, specials: bool = True) -> None:
+    def __init__(self, seed: builtins.int, *, specials: builtins.bool = True) -> None:
         self.seed = seed
         self.specials = specials
         self.rng = np.random.default_rng(seed)
 
-    def int(self, low: int, high: int) -> int:
+    def int(self, low: builtins.int, high: builtins.int) -> builtins.int:
         """An integer in low..high, both included."""
         return int(self.rng.integers(low, high + 1))
 
-    def float(self, low: float, high: float) -> float:
+    def float(self, low: builtins.float, high: builtins.float) -> builtins.float:
         return float(np.float32(self.rng.uniform(low, high)))
 
-    def bool(self, chance: float = 0.5) -> bool:
+    def bool(self, chance: builtins.float = 0.5) -> builtins.bool:
         return bool(self.rng.random() < chance)
 
     def choice(self, items: Sequence[T]) -> T:
         return items[int(self.rng.integers(len(items)))]
 
-    def size(self, most: int = 33) -> int:
+    def size(self, most: builtins.int = 33) -> builtins.int:
         return self.choice([size for size in self.SIZES if size <= most])
 
-    def shape(self, least: int = 0, most: int = 4, *, numel: int = 4096, empty: bool = True) -> tuple[int, ...]:
+    def shape(
+        self,
+        least: builtins.int = 0,
+        most: builtins.int = 4,
+        *,
+        numel: builtins.int = 4096,
+        empty: builtins.bool = True,
+    ) -> tuple[builtins.int, ...]:
         """A shape of rank least..most with at most `numel` elements; now and then one with a zero."""
         shape = [self.size() for _ in range(self.int(least, most))]
         while np.prod(shape, dtype=np.int64) > numel:
@@ -62,7 +70,7 @@ class Draw:
             shape[self.int(0, len(shape) - 1)] = 0
         return tuple(shape)
 
-    def broadcastable(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def broadcastable(self, shape: Sequence[builtins.int]) -> tuple[builtins.int, ...]:
         """A shape that broadcasts to `shape` by the rules of NumPy."""
         kept = list(shape[self.int(0, len(shape)) :] if self.bool(0.3) else shape)
         return tuple(1 if self.bool(0.25) else size for size in kept)
@@ -70,11 +78,11 @@ class Draw:
     def tensor(
         self,
         dtype: DType,
-        shape: Sequence[int],
-        low: float | None = None,
-        high: float | None = None,
+        shape: Sequence[builtins.int],
+        low: builtins.float | None = None,
+        high: builtins.float | None = None,
         *,
-        specials: bool | None = None,
+        specials: builtins.bool | None = None,
     ) -> np.ndarray:
         """A tensor of random values: floats normal (or uniform in low..high), integers small.
 
@@ -102,5 +110,5 @@ class Draw:
             values.reshape(-1)[places] = self.rng.choice(np.array(odd, dtype=values.dtype), size=len(places))
         return values
 
-    def permutation(self, rank: int) -> tuple[int, ...]:
+    def permutation(self, rank: builtins.int) -> tuple[builtins.int, ...]:
         return tuple(int(axis) for axis in self.rng.permutation(rank))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -204,10 +204,12 @@ def _conv_transpose(
     full = np.zeros((x.shape[0], groups * outputs, *reach), work.dtype)
     for tap in np.ndindex(*kernel):
         starts = [t * d for t, d in zip(tap, dilation, strict=True)]
-        place = tuple(slice(a, a + (s - 1) * st + 1, st) for a, s, st in zip(starts, sizes, stride, strict=True))
-        full[(..., *place)] += products[(slice(None), slice(None), *tap)]
-    crop = tuple(slice(padding[d], reach[d] - padding[n + d]) for d in range(n))
-    result = full[(..., *crop)]
+        place: tuple[Any, ...] = tuple(
+            slice(a, a + (s - 1) * st + 1, st) for a, s, st in zip(starts, sizes, stride, strict=True)
+        )
+        full[(slice(None), slice(None), *place)] += products[(slice(None), slice(None), *tap)]
+    crop: tuple[Any, ...] = tuple(slice(padding[d], reach[d] - padding[n + d]) for d in range(n))
+    result = full[(slice(None), slice(None), *crop)]
     if bias is not None:
         result = result + wide(bias).reshape(-1, *[1] * n)
     return result.astype(x.dtype)
@@ -228,7 +230,7 @@ def _turned_weight(b: Builder, w: Value, groups: int) -> Value:
     w = b.reshape(w, shape=[groups, inputs // groups, outputs, *kernel])
     w = b.transpose(w, perm=[0, 2, 1, *range(3, 3 + n)])
     w = b.reshape(w, shape=[groups * outputs, inputs // groups, *kernel])
-    return b.flip(w, axes=list(range(2, 2 + n)))  # type: ignore[no-any-return]
+    return b.flip(w, axes=list(range(2, 2 + n)))
 
 
 def _decompose_conv_transpose(b: Builder, op: Op) -> list[Value]:
@@ -251,7 +253,7 @@ def _decompose_conv_transpose(b: Builder, op: Op) -> list[Value]:
             x = b.slice(x, starts=starts, stops=[*x.shape[:2], *stops], steps=[1] * (n + 2))
         ones, none = (1,) * n, (0,) * (2 * n)
         weight = _turned_weight(b, w, attrs["groups"])
-        return b.conv(x, weight, *bias, stride=ones, padding=none, dilation=attrs["dilation"], groups=attrs["groups"])  # type: ignore[no-any-return]
+        return b.conv(x, weight, *bias, stride=ones, padding=none, dilation=attrs["dilation"], groups=attrs["groups"])
 
     return in_f32(b, op, build)
 

@@ -73,7 +73,7 @@ def elementwise(
 
     def sample(draw: Draw) -> Sample:
         dtype, shape = draw.choice(dtypes), draw.shape()
-        arrays = []
+        arrays: list[np.ndarray] = []
         for key in operand_names:
             low, high = (ranges or {}).get(key, (None, None))
             own = shape if len(arrays) == 0 and draw.bool(0.7) else draw.broadcastable(shape)

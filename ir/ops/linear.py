@@ -98,7 +98,7 @@ def _decompose_linear(b: Builder, op: Op) -> list[Value]:
         rows = b.reshape(x, shape=[numel(x.shape[:-1]), x.shape[-1]])
         result = b.matmul(rows, b.transpose(w, perm=[1, 0]))
         result = b.add(result, bias[0]) if bias else result
-        return b.reshape(result, shape=op.results[0].shape)  # type: ignore[no-any-return]
+        return b.reshape(result, shape=op.results[0].shape)
 
     return in_f32(b, op, build)
 
@@ -212,7 +212,7 @@ def _contract(b: Builder, x: Value, a: str, y: Value, c: str, keep: set[str]) ->
 
     def matrix(value: Value, term: str, groups: tuple[list[str], ...]) -> Value:
         value = b.transpose(value, perm=[term.index(label) for group in groups for label in group])
-        return b.reshape(value, shape=[numel(tuple(sizes[label] for label in g)) for g in groups])  # type: ignore[no-any-return]
+        return b.reshape(value, shape=[numel(tuple(sizes[label] for label in g)) for g in groups])
 
     product = b.matmul(matrix(x, a, (batch, rows, inner)), matrix(y, c, (batch, inner, columns)))
     labels = "".join(batch + rows + columns)
@@ -232,7 +232,7 @@ def _decompose_einsum(b: Builder, op: Op) -> list[Value]:
             y, term = _sum_away(b, y, term, later | set(labels))
             x, labels = _contract(b, x, labels, y, term, later)
         x, labels = _sum_away(b, x, labels, set(result))
-        return b.transpose(x, perm=[labels.index(label) for label in result])  # type: ignore[no-any-return]
+        return b.transpose(x, perm=[labels.index(label) for label in result])
 
     return in_f32(b, op, build)
 
@@ -336,7 +336,7 @@ def _repeat_heads(b: Builder, x: Value, repeat: int) -> Value:
     *lead, heads, length, size = x.shape
     x = b.reshape(x, shape=[*lead, heads, 1, length, size])
     x = b.broadcast_to(x, shape=[*lead, heads, repeat, length, size])
-    return b.reshape(x, shape=[*lead, heads * repeat, length, size])  # type: ignore[no-any-return]
+    return b.reshape(x, shape=[*lead, heads * repeat, length, size])
 
 
 def _decompose_attention(b: Builder, op: Op) -> list[Value]:
@@ -358,7 +358,7 @@ def _decompose_attention(b: Builder, op: Op) -> list[Value]:
         if mask is not None:
             empty = b.eq(b.reduce_max(scores, axes=[rank - 1], keepdims=True), never)
             weights = b.where(empty, scalar(b, 0.0, dtype), weights)
-        return b.matmul(weights, v)  # type: ignore[no-any-return]
+        return b.matmul(weights, v)
 
     return in_f32(b, op, build)
 

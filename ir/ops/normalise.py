@@ -51,7 +51,7 @@ def _decompose_softmax(b: Builder, op: Op) -> list[Value] | None:
 
     def build(x: Value) -> Value:
         powers = b.exp(b.sub(x, b.reduce_max(x, axes=axes, keepdims=True)))
-        return b.div(powers, b.reduce_sum(powers, axes=axes, keepdims=True))  # type: ignore[no-any-return]
+        return b.div(powers, b.reduce_sum(powers, axes=axes, keepdims=True))
 
     return in_f32(b, op, build) if op.results[0].type.numel else [op.operands[0]]
 
@@ -63,7 +63,7 @@ def _decompose_log_softmax(b: Builder, op: Op) -> list[Value] | None:
     def build(x: Value) -> Value:
         shifted = b.sub(x, b.reduce_max(x, axes=axes, keepdims=True))
         total = b.reduce_sum(b.exp(shifted), axes=axes, keepdims=True)
-        return b.sub(shifted, b.log(total))  # type: ignore[no-any-return]
+        return b.sub(shifted, b.log(total))
 
     return in_f32(b, op, build) if op.results[0].type.numel else [op.operands[0]]
 
@@ -152,11 +152,11 @@ def _build_affine(b: Builder, x: Value, params: Sequence[Value]) -> Value:
 def _build_scaled(b: Builder, x: Value, axes: list[int], eps: float) -> Value:
     """x / sqrt(mean(x^2) + eps)"""
     mean = b.reduce_mean(b.square(x), axes=axes, keepdims=True)
-    return b.mul(x, b.rsqrt(b.add(mean, scalar(b, eps, x.type.dtype))))  # type: ignore[no-any-return]
+    return b.mul(x, b.rsqrt(b.add(mean, scalar(b, eps, x.type.dtype))))
 
 
 def _build_centred(b: Builder, x: Value, axes: list[int]) -> Value:
-    return b.sub(x, b.reduce_mean(x, axes=axes, keepdims=True))  # type: ignore[no-any-return]
+    return b.sub(x, b.reduce_mean(x, axes=axes, keepdims=True))
 
 
 def _decompose_trailing(b: Builder, op: Op) -> list[Value]:
@@ -182,7 +182,7 @@ def _sample_trailing(most_params: int, draw: Draw) -> Sample:
     return Sample((draw.tensor(dtype, shape), *params), {"dims": dims, "eps": _draw_eps(draw)})
 
 
-for _name, _reference, _names, _doc in (
+for _name, _norm, _names, _doc in (
     (
         "layer_norm",
         _layer_norm,
@@ -198,7 +198,7 @@ for _name, _reference, _names, _doc in (
             operands=operands(_names, **{name.rstrip("?"): FLOATS for name in _names.split()}),
             attrs={"dims": Attr("int", 1), "eps": Attr("float", 1e-5)},
             infer=_infer_trailing,
-            reference=_reference,
+            reference=_norm,
             sample=(lambda most: lambda draw: _sample_trailing(most, draw))(len(_names.split()) - 1),
             flops=lambda op: 8 * op.results[0].type.numel,
             dim_links=_trailing_links,
@@ -261,7 +261,7 @@ def _decompose_group_norm(b: Builder, op: Op) -> list[Value]:
 
 def _as_channel(b: Builder, param: Value, x: TensorType, axis: int) -> Value:
     """[C] shaped so that it broadcasts along dimension `axis` of x."""
-    return b.reshape(param, shape=[param.shape[0]] + [1] * (x.rank - 1 - axis))  # type: ignore[no-any-return]
+    return b.reshape(param, shape=[param.shape[0]] + [1] * (x.rank - 1 - axis))
 
 
 def _sample_group_norm(draw: Draw) -> Sample:
@@ -308,7 +308,7 @@ def _decompose_batch_norm(b: Builder, op: Op) -> list[Value]:
     def build(x: Value, weight: Value, bias: Value, mean: Value, var: Value) -> Value:
         scale = b.mul(weight, b.rsqrt(b.add(var, scalar(b, op.attrs["eps"], x.type.dtype))))
         shift = b.sub(bias, b.mul(mean, scale))
-        return b.add(b.mul(x, _as_channel(b, scale, x.type, axis)), _as_channel(b, shift, x.type, axis))  # type: ignore[no-any-return]
+        return b.add(b.mul(x, _as_channel(b, scale, x.type, axis)), _as_channel(b, shift, x.type, axis))
 
     return in_f32(b, op, build)
 

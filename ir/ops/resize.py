@@ -7,6 +7,7 @@ and of rounding are those that ONNX names and that PyTorch's interpolate uses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,13 @@ Ints = tuple[int, ...]
 Taps = list[tuple[np.ndarray, np.ndarray]]
 MODES = ("nearest", "linear", "cubic")
 COORDINATES = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")
-ROUNDINGS = ("floor", "round_prefer_floor", "round_prefer_ceil", "ceil")
+_ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "floor": np.floor,
+    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
+    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
+    "ceil": np.ceil,
+}
+ROUNDINGS = tuple(_ROUND)
 
 
 def _coordinates(size: int, result: int, scale: float, kind: str) -> np.ndarray:
@@ -56,13 +63,7 @@ def taps(size: int, result: int, scale: float, attrs: dict[str, Any]) -> Taps:
     """(positions, weights), both [result], whose weighted sum is the result along one axis."""
     at = _coordinates(size, result, scale, attrs["coordinates"])
     if attrs["mode"] == "nearest":
-        rounding = {
-            "floor": np.floor,
-            "ceil": np.ceil,
-            "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-            "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-        }[attrs["nearest"]]
-        pairs = [(rounding(at), np.ones(result))]
+        pairs = [(_ROUND[attrs["nearest"]](at), np.ones(result))]
     elif attrs["mode"] == "linear":
         base = np.floor(at)
         pairs = [(base, 1 - (at - base)), (base + 1, at - base)]
