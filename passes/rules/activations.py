@@ -6,7 +6,7 @@ import math
 
 from secateur.ir.builder import Builder
 from secateur.ir.rewrite import Match, Outcome, Rewrite, Rule, is_number, pattern, rule
-from secateur.passes.rules.algebra import same, scalar
+from secateur.passes.rules.algebra import same, written
 
 INF = math.inf
 ROUNDING = 1e-5
@@ -31,7 +31,7 @@ def max_min(m: Match, b: Builder) -> Outcome:
 
 
 def _clamp(m: Match, b: Builder) -> Outcome:
-    low, high = scalar(m["low"]), scalar(m["high"])
+    low, high = written(m["low"]), written(m["high"])
     if low is None or high is None or not low <= high or not same(m, "x") or not m["x"].type.dtype.is_float:
         return None
     return b.clamp(m["x"], low=low, high=high)
@@ -40,10 +40,16 @@ def _clamp(m: Match, b: Builder) -> Outcome:
 @rule("minimum(relu(x), high)")
 def min_relu(m: Match, b: Builder) -> Outcome:
     """min(relu(x), high) == clamp(x, 0, high) for 0 <= high"""
-    high = scalar(m["high"])
+    high = written(m["high"])
     if high is None or not high >= 0 or not same(m, "x") or not m["x"].type.dtype.is_float:
         return None
     return b.clamp(m["x"], low=0.0, high=high)
+
+
+@rule("relu(minimum(x, high))")
+def relu_min(m: Match, b: Builder) -> Outcome:
+    """relu(min(x, high)) == clamp(x, 0, high) for 0 <= high"""
+    return min_relu.rewrite(m, b)
 
 
 @rule("clamp(relu(x))")
@@ -73,7 +79,7 @@ def open_clamp(m: Match, b: Builder) -> Outcome:
 @rule("where(gt(x, 0), x, mul(x, slope))")
 def leaky(m: Match, b: Builder) -> Outcome:
     """where(x > 0, x, x * slope) == leaky_relu(x, slope)"""
-    slope = scalar(m["slope"])
+    slope = written(m["slope"])
     return b.leaky_relu(m["x"], slope=slope) if slope is not None and same(m, "x") else None
 
 
@@ -151,6 +157,7 @@ RULES = [
     min_max,
     max_min,
     min_relu,
+    relu_min,
     clamp_relu,
     double_clamp,
     open_clamp,

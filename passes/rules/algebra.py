@@ -19,6 +19,12 @@ def scalar(value: Value) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
+def written(value: Value) -> float | None:
+    """`scalar` by the shortest digits that give it back in its type: 0.1 where f32 holds 0.100000001490116."""
+    array = constant_value(value)
+    return float(str(array.reshape(-1)[0])) if array is not None and array.size == 1 else None
+
+
 def same(m: Match, name: str) -> Value | None:
     """A captured value where it has the root's type (an operand may have been broadcast)."""
     return m[name] if m[name].type == m.root.result.type else None

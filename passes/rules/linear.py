@@ -1,0 +1,152 @@
+"""Matrix products, convolutions and what surrounds them, in one form: `linear` and `conv` with a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.ir.builder import Builder
+from secateur.ir.graph import Value
+from secateur.ir.opdef import all_ops
+from secateur.ir.ops.constant import constant_value
+from secateur.ir.rewrite import Match, Outcome, Pattern, Rule, rule
+from secateur.ir.types import numel
+from secateur.passes.rules.scale_shift import channel_axis, per_channel
+
+
+@rule("matmul(x, w)", tolerance=1e-6)
+def matmul_constant(m: Match, b: Builder) -> Outcome:
+    """x @ w == linear(x, transpose(w)) for a constant matrix w"""
+    w = m["w"]
+    if w.type.rank != 2 or w is not m.root.operands[1]:
+        return None
+    made = w.op
+    if made is not None and made.name == "transpose" and constant_value(made.operands[0]) is not None:
+        return b.linear(m["x"], made.operands[0])
+    return b.linear(m["x"], b.transpose(w, perm=(1, 0))) if constant_value(w) is not None else None
+
+
+@rule('add("linear|conv|conv_transpose"(x, w), t)', tolerance=1e-6)
+def add_bias(m: Match, b: Builder) -> Outcome:
+    """conv(x, w) + t == conv(x, w, t) for one number per output channel"""
+    op, t = m.op(0), m["t"]
+    if not m.only_use(0) or op.result.type != m.root.result.type:
+        return None
+    channels = op.result.shape[channel_axis(op)]
+    if op.name == "linear" and t.shape == (channels,):
+        return b.linear(m["x"], m["w"], t)
+    array = per_channel(t, op.result.shape, channel_axis(op))
+    if array is None or t.op is None:
+        return None
+    bias = b.constant(array.astype(t.type.dtype.numpy), name=t.op.attrs["name"])
+    return b.op(op.name, [m["x"], m["w"], bias], op.attrs).result
+
+
+@rule("linear(reshape(x), ...)")
+def linear_of_reshape(m: Match, b: Builder) -> Outcome:
+    """linear(reshape(x)) == reshape(linear(x)) where the reshape keeps the last dimension"""
+    x = m["x"]
+    if x.type.rank < 2 or x.shape[-1] != m.op(0).result.shape[-1] or x.type.numel == 0:
+        return None
+    result = b.linear(x, *m.root.operands[1:])
+    return b.reshape(result, shape=m.root.result.shape)
+
+
+ELEMENTWISE = [name for name, op in all_ops().items() if op.elementwise]
+
+
+def _reshape_behind(m: Match, b: Builder) -> Outcome:
+    """f(reshape(x), reshape(y), c) == reshape(f(x, y, c)) for x and y of one shape and numbers c
+
+    So an elementwise operation comes to stand right behind what computes x, and can join its box.
+    """
+    op = m.root
+    moved = [value.op for value in op.operands if value.op is not None and value.op.name == "reshape"]
+    if not moved:
+        return None
+    shape = moved[0].operands[0].shape
+    operands = []
+    for value in op.operands:
+        if value.op in moved and value.op is not None:
+            if value.op.operands[0].shape != shape or value.shape != op.result.shape:
+                return None
+            operands.append(value.op.operands[0])
+            continue
+        number = value.type.numel == 1 and value.type.rank <= len(shape)
+        row = value.type.rank == 1 and shape and value.shape[0] == shape[-1] == op.result.shape[-1]
+        if not number and not row:
+            return None
+        operands.append(value)
+    result = b.op(op.name, operands, op.attrs).result
+    return b.reshape(result, shape=op.result.shape) if result.shape == shape else None
+
+
+reshape_behind = Rule(
+    "reshape_behind", Pattern("|".join(ELEMENTWISE), ("_",), rest=True), _reshape_behind, _reshape_behind.__doc__ or ""
+)
+
+
+def _implicit_broadcast(m: Match, b: Builder) -> Outcome:
+    """f(broadcast_to(x), y) == f(x, y) where y alone gives the shape"""
+    op = m.root
+    operands = list(op.operands)
+    for position, value in enumerate(operands):
+        if value.op is None or value.op.name != "broadcast_to":
+            continue
+        trial = [*operands[:position], value.op.operands[0], *operands[position + 1 :]]
+        if _common_shape(trial) == op.result.shape:
+            operands = trial
+    return b.op(op.name, operands, op.attrs).result if operands != list(op.operands) else None
+
+
+def _common_shape(values: Sequence[Value]) -> tuple[int, ...]:
+    rank = max(value.type.rank for value in values)
+    full = [(1,) * (rank - value.type.rank) + value.shape for value in values]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*full))
+
+
+implicit_broadcast = Rule(
+    "implicit_broadcast",
+    Pattern("|".join(ELEMENTWISE), ("_",), rest=True),
+    _implicit_broadcast,
+    _implicit_broadcast.__doc__ or "",
+)
+
+
+@rule('"reduce_mean|reduce_sum|reduce_max|reduce_min|reduce_prod|reduce_any|reduce_all"(x)')
+def reduce_ones(m: Match, b: Builder) -> Outcome:
+    """A reduction over dimensions of size 1 alone is a reshape."""
+    shape = m["x"].shape
+    return b.reshape(m["x"], shape=m.root.result.shape) if all(shape[at] == 1 for at in m.root.attrs["axes"]) else None
+
+
+@rule("mul(reduce_sum(x), c)", tolerance=1e-6)
+def mean_parts(m: Match, b: Builder) -> Outcome:
+    """sum(x) * (1 / n) == mean(x)"""
+    inner = m.op(0)
+    count = numel(tuple(m["x"].shape[axis] for axis in inner.attrs["axes"]))
+    c = constant_value(m["c"])
+    fits = c is not None and c.size == 1 and count and abs(float(c.reshape(-1)[0]) * count - 1) < 1e-6
+    if not fits or not m["x"].type.dtype.is_float or inner.result.type != m.root.result.type or not m.only_use(0):
+        return None
+    return b.reduce_mean(m["x"], **inner.attrs)
+
+
+@rule("avg_pool(x)", tolerance=1e-6)
+def global_pool(m: Match, b: Builder) -> Outcome:
+    """avg_pool over the whole of every channel == reduce_mean"""
+    x, attrs = m["x"], m.root.attrs
+    axes = tuple(range(1, x.type.rank - 1) if attrs["channels_last"] else range(2, x.type.rank))
+    whole = tuple(x.shape[axis] for axis in axes) == attrs["kernel"] and not any(attrs["padding"])
+    return b.reduce_mean(x, axes=axes, keepdims=True) if whole else None
+
+
+RULES = [
+    matmul_constant,
+    add_bias,
+    linear_of_reshape,
+    reshape_behind,
+    implicit_broadcast,
+    reduce_ones,
+    mean_parts,
+    global_pool,
+]
