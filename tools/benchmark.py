@@ -228,8 +228,9 @@ def relative_error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) 
         return float("inf")
     worst = 0.0
     for a, b in zip(found, expected):
-        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        worst = max(worst, float(np.linalg.norm(wide_a - wide_b) / max(np.linalg.norm(wide_b), 1e-30)))
+        wide = b.astype(np.float64)
+        norm = float(np.linalg.norm(wide)) or 1.0
+        worst = max(worst, float(np.linalg.norm(a.astype(np.float64) - wide)) / norm)
     return worst
 
 
