@@ -153,6 +153,5 @@ POINTWISE = family(
         emit=_emit,
         cost=streaming_cost,
         accepts=lambda job, position, view: True,
-        places=True,
     )
 )
