@@ -19,7 +19,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from secateur.backends.artifact import install
+from secateur.backends.cpu.compile import compile_graph
+from secateur.frontends.open import import_model
 from secateur.ir.diagnostics import CompileError
+from secateur.ir.graph import Graph
 from secateur.tools.contenders import CONTENDERS, Call, Entry, torch_model
 from secateur.tools.models import build_python, input_specs, is_python, random_inputs
 
@@ -32,31 +36,20 @@ class Worker:
     def __init__(self) -> None:
         self.call: Call | None = None
 
-    def prepare(
-        self,
-        model: str,
-        folder: str,
-        threads: int,
-        needs: list[str],
-        seed: int,
-        target: str,
-        pipeline: str | list[str],
-        cc: str | None,
-    ) -> Answer:
-        """Write what the contenders start from. The artefact is always made anew, the ONNX file is kept."""
+    def prepare(self, model: str, folder: str, threads: int, needs: list[str], seed: int, **how: Any) -> Answer:
+        """Write what the contenders start from. The artefact is made anew, the ONNX file of an earlier run is kept."""
         entry = Entry(model, Path(folder), threads)
-        entry.folder.mkdir(parents=True, exist_ok=True)
-        source: Any = Path(model)
-        example: tuple[Any, ...] = ()
-        if is_python(model):
-            source, example = build_python(model)
-            source.eval()
-        elif model.endswith(".pt2"):
-            import torch
-
-            source = torch.export.load(model)
-            example = source.example_inputs[0] if source.example_inputs else ()
-        return _prepare(entry, source, example, needs, seed, target, pipeline, cc)
+        source, example = _source(model)
+        start = time.perf_counter()
+        graph = import_model(source, example or None)
+        imported = time.perf_counter()
+        arrays = [tensor.numpy() for tensor in example] if example else random_inputs(input_specs(graph), seed)
+        np.savez(entry.folder / "inputs.npz", *arrays)
+        _artefact(graph, entry, **how)
+        compiled = time.perf_counter()
+        if "onnx" in needs and not entry.onnx.exists():
+            export_onnx(source if is_python(model) else torch_model(model), example, entry.onnx)
+        return {"import_seconds": imported - start, "compile_seconds": compiled - imported}
 
     def load(self, contender: str, model: str, folder: str, threads: int) -> Answer:
         """Load a contender and write the outputs of its first run to `<contender>.npz`."""
@@ -81,30 +74,28 @@ class Worker:
         return {"times": times}
 
 
-def _prepare(
-    entry: Entry,
-    source: Any,
-    example: tuple[Any, ...],
-    needs: list[str],
-    seed: int,
-    target: str,
-    pipeline: str | list[str],
-    cc: str | None,
-) -> Answer:
-    import secateur
+def _source(model: str) -> tuple[Any, tuple[Any, ...]]:
+    """What `import_model` reads, and example inputs where the model has some."""
+    if is_python(model):
+        module, example = build_python(model)
+        return module.eval(), example
+    if not model.endswith(".pt2"):
+        return Path(model), ()
+    import torch
 
-    start = time.perf_counter()
-    graph = secateur.import_model(source, example or None)
-    imported = time.perf_counter()
-    specs = input_specs(graph)
-    arrays = [tensor.numpy() for tensor in example] if example else random_inputs(specs, seed)
-    np.savez(entry.folder / "inputs.npz", *arrays)
-    program = secateur.compile(graph, target=target, threads=entry.threads, pipeline=pipeline, cc=cc)
+    program = torch.export.load(model)
+    return program, tuple(program.example_inputs[0]) if program.example_inputs else ()
+
+
+def _artefact(
+    graph: Graph, entry: Entry, target: str, pipeline: str | list[str], cc: str | None, artefact: str
+) -> None:
+    """Compile the graph, or take the artefact that exists already."""
+    if artefact:
+        install(Path(artefact), entry.folder / "artefact")
+        return
+    program = compile_graph(graph, target=target, threads=entry.threads, pipeline=pipeline, cc=cc)
     program.save(entry.folder / "artefact")
-    compiled = time.perf_counter()
-    if "onnx" in needs and not entry.onnx.exists():
-        export_onnx(source if is_python(entry.model) else torch_model(entry.model), example, entry.onnx)
-    return {"import_seconds": imported - start, "compile_seconds": compiled - imported}
 
 
 def export_onnx(model: Any, example: tuple[Any, ...], path: Path) -> None:

@@ -37,6 +37,7 @@ class Plan:
         folder: receives inputs, ONNX file, artefact and outputs.
         contenders: by name, in the order of the table.
         seconds: how long each contender runs in each round.
+        artefact: an artefact that exists already, to be measured instead of one compiled now.
     """
 
     model: str
@@ -47,8 +48,9 @@ class Plan:
     seconds: float = 1.0
     seed: int = 0
     target: str = "native"
-    pipeline: str | list[str] = "default"
+    pipeline: str | Sequence[str] = "default"
     cc: str | None = None
+    artefact: Path | None = None
 
 
 @dataclass
@@ -171,6 +173,7 @@ def _prepare(plan: Plan, progress: Tracker) -> dict[str, Any]:
             target=plan.target,
             pipeline=plan.pipeline,
             cc=plan.cc,
+            artefact=str(plan.artefact) if plan.artefact else "",
         )
 
 

@@ -123,15 +123,16 @@ class _Drawing:
         for value in op.operands:
             known = self.known_constant(value)
             if known:
-                into.edge(self.constant(known, into), node, arrowhead="none", style="dotted")
+                into.edge(self.constant(known, into, op), node, arrowhead="none", style="dotted")
             else:
                 self.edge(value, node)
         for result in op.results:
             self.nodes[result] = node
 
-    def constant(self, op: Op, into: graphviz.Digraph) -> str:
+    def constant(self, op: Op, into: graphviz.Digraph, user: Op | None = None) -> str:
         style = {"shape": "plain", "style": "", "fontsize": "8", "fontcolor": "#666666"}
-        return self.node(into, constant_label(op), **style)
+        module = user.span.module if user and user.span else ""
+        return self.node(into, constant_label(op, module), **style)
 
     def edge(self, value: Value, node: str) -> None:
         known = self.known_constant(value)
@@ -140,12 +141,12 @@ class _Drawing:
         self.dot.edge(self.nodes[value], node, label=_text(f" {value.type}"))
 
 
-def constant_label(op: Op) -> str:
-    """A small constant's numbers, or a large one's name, type and size."""
+def constant_label(op: Op, module: str = "") -> str:
+    """A small constant's numbers, or a large one's name (without its user's module) and type."""
     value: np.ndarray = op.attrs["value"]
     if value.size <= 4:
         return ", ".join(f"{item:.4g}" if value.dtype.kind == "f" else str(item) for item in value.reshape(-1))
-    name = op.attrs["name"]
+    name = op.attrs["name"].removeprefix(f"{module}.")
     return f"{name}\n{op.result.type}" if name else f"{op.result.type}, {size(value.nbytes)}"
 
 

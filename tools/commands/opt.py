@@ -24,13 +24,15 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-p", "--passes", action="append", metavar="PASSES", help="passes in order, e.g. 'fold{limit=1000} cse'"
     )
-    group.add_argument("--pipeline", default="default", help="a named list of passes (default: %(default)s)")
+    group.add_argument(
+        "--pipeline", default="default", help="named lists of passes, with commas (default: %(default)s)"
+    )
 
 
-def chosen_passes(args: argparse.Namespace) -> str | list[str]:
-    """What `add_pass_options` gathered: a pipeline's name, or passes as text."""
+def chosen_passes(args: argparse.Namespace) -> list[str]:
+    """What `add_pass_options` gathered: passes as text. Raises `CompileError` on an unknown pipeline."""
     if not args.passes:
-        return str(args.pipeline)
+        return [str(item) for name in args.pipeline.split(",") for item in resolve(name.strip())]
     return [word for text in args.passes for word in re.findall(r"[^\s,{]+(?:\{[^}]*\}?)?", text)]
 
 

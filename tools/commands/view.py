@@ -15,7 +15,7 @@ from secateur.tools.models import MODEL_HELP, open_graph
 from secateur.tools.picture import draw
 
 HELP = "draw a model: fusions as boxes, operations coloured by family, shapes on the edges"
-EXAMPLE = "secateur view model.onnx --pipeline default -o model.svg"
+EXAMPLE = "secateur view model.onnx --pipeline default,cpu -o model.svg"
 
 FORMATS = ("svg", "png", "pdf", "dot")
 NO_BINARY = (
