@@ -238,10 +238,9 @@ class _Importer:
     def report(self) -> None:
         if not self.problems:
             return
-        total = sum(self.problems.values())
-        lines = [f"the model uses {len(self.problems)} unsupported operations ({total} uses):"]
+        lines = [f"the model uses {_count(len(self.problems), 'unsupported operation')}:"]
         for line, count in self.problems.most_common():
-            lines.append(f"  {line}: {count} {'use' if count == 1 else 'uses'}, at {'; '.join(self.places[line])}")
+            lines.append(f"  {line}: {_count(count, 'use')}, at {'; '.join(self.places[line])}")
         raise CompileError("\n".join(lines), hint="a row in secateur/frontends/aten/ adds an operation")
 
     def outputs(self) -> Graph:
@@ -262,6 +261,10 @@ class _Importer:
             raise CompileError("the model returns no tensor")
         graph.outputs = values
         return graph
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _in_schema_order(node: torch.fx.Node) -> Any:

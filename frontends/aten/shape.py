@@ -243,6 +243,17 @@ def unfold(cx: Context, x: Value, dim: int, size: int, step: int) -> Any:
     return cx.transpose(windows, [*order, axis + 1])
 
 
+@aten("diagonal", "diagonal_copy")
+def diagonal(cx: Context, x: Value, offset: int = 0, first: int = 0, second: int = 1) -> Any:
+    rank = x.type.rank
+    pair = (axis_of(first, rank), axis_of(second, rank))
+    rest = [dim for dim in range(rank) if dim not in pair]
+    steps = np.arange(cx.shape[-1])
+    index = np.stack([steps + max(0, -offset), steps + max(0, offset)], axis=-1)
+    picked = cx.b.gather_nd(cx.transpose(x, [*pair, *rest]), cx.b.constant(index), batch_dims=0)
+    return cx.transpose(picked, [*range(1, rank - 1), 0])
+
+
 @aten("tril", "triu")
 def triangle(cx: Context, x: Value, diagonal: int = 0) -> Any:
     keep = np.tri(
