@@ -17,7 +17,7 @@ MODULES = """
     netrc optparse os pathlib pickle pkgutil platform plistlib pprint queue random sched secrets selectors shelve shlex
     shutil smtplib socket socketserver sqlite3.dump ssl statistics string subprocess tarfile tempfile textwrap threading
     timeit tokenize traceback types typing urllib.parse urllib.request uuid warnings wave weakref webbrowser zipfile
-""".split()
+"""
 SHORTEST, LONGEST = 40, 600
 
 
@@ -34,13 +34,13 @@ class Passage:
 
 
 def standard_library(per_module: int) -> list[Passage]:
-    """The first `per_module` documented public functions, classes and methods of each module, in source order."""
+    """Up to `per_module` documented names of each module: functions and classes first, then methods."""
     found = []
-    for module in MODULES:
+    for module in MODULES.split():
         path = _source_of(module)
         if path:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            found += list(_documented(tree, module))[:per_module]
+            found += sorted(_documented(tree, module), key=lambda passage: passage.name.count("."))[:per_module]
     return found
 
 
