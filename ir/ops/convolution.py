@@ -93,15 +93,17 @@ def _conv(
 
 
 def _conv_links(op: Op) -> list[DimLink]:
-    """Batch; output channels of w and bias. With one channel a group (depthwise) those of x too."""
+    """Batch; output channels of w and bias. With one channel in and out of every group those of x too.
+
+    With larger groups an output channel is tied to its group's place, and nothing links.
+    """
     x, w = op.operands[:2]
     groups, place = op.attrs["groups"], (x.type.rank - 1 if op.attrs["channels_last"] else 1)
+    depthwise = groups == w.shape[0] and w.shape[1] == 1 and groups > 1
     links = [DimLink(0, 0, 0)]
-    if groups == 1 or groups == w.shape[0]:
+    if groups == 1 or depthwise:
         links += [DimLink(position, 0, place) for position in range(1, len(op.operands))]
-    if groups > 1 and groups == w.shape[0] and w.shape[1] == 1:
-        links.append(DimLink(0, place, place))
-    return links
+    return [*links, DimLink(0, place, place)] if depthwise else links
 
 
 def _conv_flops(op: Op) -> int:

@@ -21,7 +21,6 @@ from secateur.ir.ops._common import (
     check_same_dtype,
     draw_axis,
     draw_indices,
-    identity_links,
     scalar,
     wide,
     wrap_clamp,
@@ -120,11 +119,15 @@ def _gather_elements(x: np.ndarray, indices: np.ndarray, *, axis: int) -> np.nda
     return np.asarray(x[_element_places(indices, x.shape, axis)])
 
 
+def _aligned_dims(op: Op) -> list[int]:
+    """Dimensions besides the axis in which index i only ever meets element i of x, and all of them."""
+    pairs = enumerate(zip(op.operands[0].shape, op.operands[1].shape, strict=True))
+    return [dim for dim, (size, count) in pairs if dim != op.attrs["axis"] and size == count]
+
+
 def _elements_links(op: Op) -> list[DimLink]:
-    links = [DimLink(1, dim, dim) for dim in range(op.operands[1].type.rank)]
-    sizes = op.results[0].shape
     axis = op.attrs["axis"]
-    return links + [DimLink(0, d, d) for d, n in enumerate(op.operands[0].shape) if d != axis and n == sizes[d]]
+    return [DimLink(1, axis, axis)] + [DimLink(p, dim, dim) for p in (0, 1) for dim in _aligned_dims(op)]
 
 
 def _decompose_gather_elements(b: Builder, op: Op) -> list[Value]:
@@ -307,14 +310,7 @@ def _scatter_elements(
 
 
 def _scatter_elements_links(op: Op) -> list[DimLink]:
-    axis, sizes = op.attrs["axis"], op.results[0].shape
-    links = identity_links(op, without=[axis])
-    return links + [
-        DimLink(position, dim, dim)
-        for position in (1, 2)
-        for dim, size in enumerate(op.operands[position].shape)
-        if dim != axis and size == sizes[dim]
-    ]
+    return [DimLink(position, dim, dim) for position in range(3) for dim in _aligned_dims(op)]
 
 
 def _sample_scatter_elements(draw: Draw) -> Sample:

@@ -316,16 +316,17 @@ def _attention(
 
 
 def _attention_links(op: Op) -> list[DimLink]:
-    q, k, _, *rest = op.operands
-    rank = q.type.rank
-    links = [DimLink(0, dim, dim) for dim in range(rank - 1)]
-    links += [DimLink(position, dim, dim) for position in (1, 2) for dim in range(rank - 3)]
-    if q.shape[-3] == k.shape[-3]:
-        links += [DimLink(1, rank - 3, rank - 3), DimLink(2, rank - 3, rank - 3)]
-    for mask in rest:
+    """Batch; heads where each has its own keys; queries unless `causal` ties them to their place; Dv."""
+    q, k, _, *masks = op.operands
+    rank, causal = q.type.rank, op.attrs["causal"]
+    shared = [*range(rank - 3)] + ([rank - 3] if q.shape[-3] == k.shape[-3] else [])
+    links = [DimLink(position, dim, dim) for position in range(3) for dim in shared]
+    queries = [] if causal else [rank - 2]
+    links += [DimLink(0, dim, dim) for dim in queries]
+    for mask in masks:
         offset = rank - mask.type.rank
-        sizes = enumerate(mask.shape[:-1])
-        links += [DimLink(3, dim, dim + offset) for dim, n in sizes if n == q.shape[dim + offset]]
+        dims = [dim for dim in range(mask.type.rank - 1) if dim + offset in (*shared, *queries)]
+        links += [DimLink(3, dim, dim + offset) for dim in dims if mask.shape[dim] == q.shape[dim + offset]]
     return [*links, DimLink(2, rank - 1, rank - 1)]
 
 

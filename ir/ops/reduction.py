@@ -72,12 +72,17 @@ def _sum(x: np.ndarray, **where: Any) -> Any:
     return np.sum(x, dtype=x.dtype, **where)
 
 
+def _mean(x: np.ndarray, axis: Ints, keepdims: bool) -> Any:
+    count = np.prod([x.shape[dim] for dim in axis], dtype=np.int64)
+    return np.sum(x, axis=axis, keepdims=keepdims) / x.dtype.type(count)
+
+
 def _prod(x: np.ndarray, **where: Any) -> Any:
     return np.prod(x, dtype=x.dtype, **where)
 
 
 _reduction("reduce_sum", _sum, NUMERIC, "Sum along `axes`; integers wrap, no elements give 0.")
-_reduction("reduce_mean", np.mean, FLOATS, "Mean along `axes`; NaN for no elements.")
+_reduction("reduce_mean", _mean, FLOATS, "Mean along `axes`; NaN for no elements.")
 _reduction("reduce_prod", _prod, NUMERIC, "Product along `axes`; integers wrap, no elements give 1.")
 _reduction("reduce_max", np.max, NUMERIC, "Largest along `axes`; NaN if there is one.", needs_elements=True)
 _reduction("reduce_min", np.min, NUMERIC, "Smallest along `axes`; NaN if there is one.", needs_elements=True)
