@@ -10,14 +10,18 @@ from secateur.frontends.onnx.node import Item, Node, row
 from secateur.ir.graph import Value
 from secateur.ir.types import DType
 
+PLAIN = {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"}
+
 
 @row("Attention")
 def attention(n: Node) -> Item | list[Item]:
-    """Softcap, the scores as an output, and an external cache go by the function body of the schema."""
+    """Softcap, windows, the scores as an output, and an external cache go by the function body of the schema."""
     q, k, v = (n.x(index) for index in range(3))
     one_type = q.type.dtype is k.type.dtype is v.type.dtype
-    if n.attr("softcap", 0.0) or n.has(6) or any(n.wanted[3:]) or not one_type:
+    windowed = n.attrs.keys() - PLAIN
+    if windowed or n.attr("softcap", 0.0) or n.has(6) or any(n.wanted[3:]) or not one_type:
         return n.by_function()
+    n.attrs.read.update(PLAIN)
     flat = q.type.rank == 3
     if flat:
         q = _heads(n, q, n.need("q_num_heads"))

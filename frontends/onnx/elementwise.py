@@ -102,12 +102,16 @@ def variadic(n: Node) -> Value:
 
 @row("BitShift")
 def bit_shift(n: Node) -> Value:
-    """Shifting by the full width or more gives 0, where the machine would wrap the count."""
+    """A count that is negative or at least the width shifts everything out, where the machine would wrap it."""
     x, count = n.x(0), n.x(1)
-    ours = {"LEFT": "shift_left", "RIGHT": "shift_right"}[n.need("direction")]
-    shifted = n.b.op(ours, (x, count), {}).result
-    inside = n.b.lt(count, n.scalar_like(8 * count.type.dtype.bytes, count))
-    return n.b.where(inside, shifted, n.scalar_like(0, x))
+    n.refuse("direction", "LEFT", "RIGHT")
+    left = n.need("direction") == "LEFT"
+    last = n.scalar_like(8 * count.type.dtype.bytes - 1, count)
+    inside = n.b.bit_and(n.b.ge(count, n.scalar_like(0, count)), n.b.le(count, last))
+    if left or x.type.dtype is DType.U8:
+        shifted = n.b.shift_left(x, count) if left else n.b.shift_right(x, count)
+        return n.b.where(inside, shifted, n.scalar_like(0, x))
+    return n.b.shift_right(x, n.b.where(inside, count, last))  # a signed type keeps its sign
 
 
 @row("IsInf")
@@ -135,7 +139,9 @@ def cast_like(n: Node) -> Value:
 def bit_cast(n: Node) -> Value:
     """Between types of one width the IR has no op: only what is known at import can be reread."""
     to = element_type(n.need("to"), n.span)
-    return n.b.constant(np.ascontiguousarray(n.const(0)).view(to.numpy))
+    if to.bytes != n.x().type.dtype.bytes:
+        raise n.fail("only types of the same width are supported")
+    return n.b.constant(np.array(n.const(0), order="C").view(to.numpy))
 
 
 @row("Clip")

@@ -60,7 +60,15 @@ def import_onnx(source: str | os.PathLike[str] | Any, input_shapes: InputShapes 
     for family in FAMILIES:
         importlib.import_module(f"secateur.frontends.onnx.{family}")
     model, path = load_model(source)
-    graph = Importer(model, path, input_shapes or {}).run()
+    importer = Importer(model, path, input_shapes or {})
+    try:
+        graph = importer.run()
+    except CompileError:
+        raise
+    except Exception as error:  # damaged protobufs hold what no check foresees, e.g. names that are not UTF-8
+        raise CompileError(
+            f"the model is damaged ({type(error).__name__}: {error})", span=Span(file=importer.file)
+        ) from error
     verify(graph)
     return graph
 
@@ -241,6 +249,7 @@ class Importer:
         version = scope.versions[domain]
         node = Node(proto.op_type, version, self.builder, inputs, attrs, tuple(proto.output), self, scope, proto)
         made = handler(node)
+        node.check_read()
         return made if isinstance(made, list) else [made]
 
     def attributes(self, proto: Any, scope: Scope) -> dict[str, Any]:
@@ -256,33 +265,48 @@ class Importer:
 
     # Functions and branches ---------------------------------------------------------------------
 
-    def call(self, function: Any, proto: Any, inputs: list[Item], scope: Scope) -> list[Item]:
+    def call(
+        self, function: Any, proto: Any, inputs: list[Item], scope: Scope, defaults: Mapping[str, Any] | None = None
+    ) -> list[Item]:
         """The outputs of a function body, imported in place with the node's inputs and attributes."""
         versions = {alias(item.domain): item.version for item in function.opset_import}
         inner = Scope(scope.versions | versions, self.builder.span.module if self.builder.span else "", None)
         inner.depth = scope.depth + 1
         given = {attr.name: attribute_value(attr, self.onnx) for attr in getattr(function, "attribute_proto", ())}
-        inner.attrs = given | self.attributes(proto, scope)
+        inner.attrs = {**(defaults or {}), **given, **self.attributes(proto, scope)}
         if len(inputs) > len(function.input):
             raise CompileError(f"{proto.op_type} takes {len(function.input)} inputs, got {len(inputs)}")
         for position, name in enumerate(function.input):
             inner[name] = inputs[position] if position < len(inputs) else None
         self.add_nodes(function.node, inner)
-        return [inner.find(name) for name in function.output]
+        wanted = [bool(name) for name in proto.output]
+        return [inner.find(name) if want else None for name, want in zip(function.output, wanted, strict=False)]
 
     def expand(self, proto: Any, inputs: list[Item], scope: Scope) -> list[Item]:
         """An op without a row, by the function body its ONNX schema carries."""
         body = self.schema_function(proto, inputs, scope)
         if body is None:
             self.refuse({proto.op_type: [self.builder.span.module if self.builder.span else ""]})
-        return self.call(body, proto, inputs, scope)
+        schema = self.schema(proto, scope)
+        defaults = {
+            name: attribute_value(attr.default_value, self.onnx)
+            for name, attr in schema.attributes.items()
+            if attr.default_value.type
+        }
+        return self.call(body, proto, inputs, scope, defaults)
+
+    def schema(self, proto: Any, scope: Scope) -> Any:
+        """The ONNX schema of a node, or None."""
+        domain = alias(proto.domain)
+        try:
+            return self.onnx.defs.get_schema(proto.op_type, scope.versions.get(domain, 0), domain)
+        except self.onnx.defs.SchemaError:
+            return None
 
     def schema_function(self, proto: Any, inputs: Sequence[Item] | None, scope: Scope) -> Any:
         """The FunctionProto of a schema, or None. Without `inputs`, only whether one may exist is known."""
-        version = scope.versions.get(alias(proto.domain), 0)
-        try:
-            schema = self.onnx.defs.get_schema(proto.op_type, version, proto.domain)
-        except self.onnx.defs.SchemaError:
+        schema = self.schema(proto, scope)
+        if schema is None:
             return None
         if schema.has_function:
             return schema.function_body
@@ -293,6 +317,9 @@ class Importer:
         types = [self.type_proto(item).SerializeToString() for item in inputs]
         plain = self.onnx.NodeProto()
         plain.CopyFrom(proto)
+        del plain.attribute[:]
+        for name, value in self.attributes(proto, scope).items():  # inside a function they may refer to the caller's
+            plain.attribute.append(self.onnx.helper.make_attribute(name, value))
         data = schema.get_context_dependent_function(plain.SerializeToString(), types)
         body = self.onnx.FunctionProto()
         body.ParseFromString(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,7 +100,7 @@ def cut_up(n: Node, x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
     if sum(sizes) != x.shape[axis] or any(size < 0 for size in sizes):
         raise n.fail(f"sizes {list(sizes)} do not add up to {x.shape[axis]}, dimension {axis} of {x.type}")
     ends = np.cumsum([0, *sizes]).tolist()
-    return [n.cut(x, axis, start, stop) for start, stop in zip(ends, ends[1:])]
+    return [n.cut(x, axis, start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 @row("Slice")

@@ -16,7 +16,54 @@ from secateur.ir.types import DType
 if TYPE_CHECKING:
     from secateur.frontends.onnx.importer import Importer, Scope
 
+# Attributes that a row need not look at: they change nothing in what we compute, or only in a form
+# of the op that the row tells by other means (its inputs, a known condition).
+HARMLESS = frozenset(
+    [
+        "axes",
+        "block_size",
+        "consumed_inputs",
+        "else_branch",
+        "extrapolation_value",
+        "hidden_size",
+        "is_test",
+        "keepdims",
+        "momentum",
+        "noop_with_empty_axes",
+        "num_outputs",
+        "precision",
+        "ratio",
+        "roi",
+        "round_mode",
+        "saturate",
+        "seed",
+        "softmax_precision",
+        "sorted",
+        "split",
+        "stash_type",
+        "storage_order",
+        "then_branch",
+        "type",
+    ]
+)
+
 Item = Value | tuple[Value, ...] | None  # a tensor, a sequence of tensors, or an absent optional
+
+
+class Attributes(dict[str, Any]):
+    """Attributes that remember which of them were looked at."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
 
 
 class Node:
@@ -45,7 +92,7 @@ class Node:
         self.version = version
         self.b = builder
         self.inputs = inputs
-        self.attrs = attrs
+        self.attrs = Attributes(attrs)
         self.outputs = len(outputs)
         self.wanted = [bool(output) for output in outputs]
         self.importer = importer
@@ -61,6 +108,7 @@ class Node:
 
     def by_function(self) -> list[Item]:
         """What the function body in the op's ONNX schema gives: for rows that cover the common case only."""
+        self.attrs.read.update(self.attrs)
         return self.importer.expand(self.proto, list(self.inputs), self.scope)
 
     # Inputs -------------------------------------------------------------------------------------
@@ -128,6 +176,11 @@ class Node:
         if name not in self.attrs:
             raise self.fail(f"attribute {name!r} is missing")
         return self.attrs[name]
+
+    def check_read(self) -> None:
+        """Raises `CompileError` for an attribute the row did not look at: it might change the meaning."""
+        for name in self.attrs.keys() - self.attrs.read - HARMLESS:
+            raise self.fail(f"attribute {name!r} is not supported")
 
     def refuse(self, name: str, *allowed: Any) -> None:
         """Raises `CompileError` where an attribute has a value other than the supported ones."""

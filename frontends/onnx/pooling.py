@@ -84,14 +84,13 @@ def global_pool(n: Node) -> Value:
 def max_unpool(n: Node) -> Value:
     """Each value goes to its flat position in the whole result, which is 0 elsewhere."""
     x, positions = n.x(0), n.x(1)
-    if n.has(2):
-        shape = n.ints(2)
-    else:
-        kernel, attrs, _ = _window(n, x)
-        count = len(kernel)
-        pads = attrs["padding"]
-        sizes = zip(x.shape[2:], attrs["stride"], kernel, pads[:count], pads[count:], strict=True)
-        shape = (*x.shape[:2], *((size - 1) * s + k - low - high for size, s, k, low, high in sizes))
+    kernel, attrs, _ = _window(n, x)
+    count = len(kernel)
+    pads = attrs["padding"]
+    sizes = zip(x.shape[2:], attrs["stride"], kernel, pads[:count], pads[count:], strict=True)
+    shape = (*x.shape[:2], *((size - 1) * s + k - low - high for size, s, k, low, high in sizes))
+    if n.has(2) and n.ints(2) != shape:
+        raise n.fail(f"output_shape other than {list(shape)} is not supported")
     flat = n.expand(n.scalar_like(0, x), (int(np.prod(shape)),))
     at = n.cast(n.reshape(positions, (positions.type.numel,)), DType.I64)
     return n.reshape(n.b.scatter_elements(flat, at, n.reshape(x, (x.type.numel,)), axis=0, reduction="none"), shape)
