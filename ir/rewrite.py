@@ -36,8 +36,8 @@ class Pattern:
 
     `name` may be "a|b" for either. With `rest`, further operands may follow. A capture that occurs
     twice must be the same value; the capture `_` matches anything and binds nothing. A number
-    matches a constant whose every element is that number: integers exactly, fractions within a
-    few units in the last place of the constant's type.
+    matches a constant whose every element is that number: integers and `True`, `False` exactly,
+    fractions within a few units in the last place of the constant's type.
     """
 
     name: str
@@ -205,8 +205,10 @@ def is_number(value: Value, number: int | float) -> bool:
     if value.op is None or value.op.name != "constant":
         return False
     array: np.ndarray = value.op.attrs["value"]
-    if not array.size or array.dtype == np.bool_:
+    if not array.size or (array.dtype == np.bool_) != isinstance(number, bool):
         return False
+    if isinstance(number, bool):
+        return bool(np.all(array == number))
     slack = 0.0 if number == int(number) or not value.type.dtype.is_float else 4 * _EPS[value.type.dtype] * abs(number)
 
     def near(item: np.ndarray) -> bool:

@@ -8,9 +8,9 @@ from typing import ClassVar
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.passes.base import Pass
-from secateur.passes.rules import activations, algebra, linear, movement, norms
+from secateur.passes.rules import activations, algebra, indexing, linear, movement, norms
 
-RULES = [*movement.RULES, *algebra.RULES, *linear.RULES, *norms.RULES, *activations.RULES]
+RULES = [*movement.RULES, *indexing.RULES, *algebra.RULES, *linear.RULES, *norms.RULES, *activations.RULES]
 
 
 @dataclass(frozen=True)

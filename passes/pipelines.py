@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-DEFAULT = ["canonicalize", "fold", "cse", "dce", "attention", "fold_batchnorm", "canonicalize", "fold", "cse", "dce"]
+DEFAULT = [
+    # What constants decide, then one way of writing each thing, so that the passes below recognise it.
+    *("fold", "canonicalize", "cse", "dce"),
+    "attention",
+    # Canonical forms transpose weights; as constants again they take in what surrounds them.
+    *("fold", "fold_batchnorm"),
+    *("canonicalize", "fold", "cse", "dce"),
+]
 
 PIPELINES: dict[str, list[str]] = {
     "none": [],

@@ -31,7 +31,11 @@ def same(m: Match, name: str) -> Value | None:
 
 
 def _is_its_operand(name: str, text: str, doc: str) -> Rule:
-    return Rule(name, pattern(text), lambda m, b: same(m, "x"), doc)
+    def rewrite(m: Match, b: Builder) -> Outcome:
+        # The neutral element may have given the result its shape.
+        return same(m, "x") or b.broadcast_to(m["x"], shape=m.root.result.shape)
+
+    return Rule(name, pattern(text), rewrite, doc)
 
 
 NEUTRAL = [
@@ -43,6 +47,8 @@ NEUTRAL = [
     _is_its_operand("double_neg", "neg(neg(x))", "-(-x) == x"),
     _is_its_operand("double_not", "bit_not(bit_not(x))", "~(~x) == x"),
     _is_its_operand("where_same", "where(_, x, x)", "where(c, x, x) == x"),
+    _is_its_operand("and_true", "bit_and(x, True)", "x & true == x"),
+    _is_its_operand("or_false", "bit_or(x, False)", "x | false == x"),
     _is_its_operand("max_same", "maximum(x, x)", "max(x, x) == x"),
     _is_its_operand("min_same", "minimum(x, x)", "min(x, x) == x"),
 ]
@@ -136,19 +142,23 @@ def divide_by_number(m: Match, b: Builder) -> Outcome:
 
 
 @rule('"mul|add"("mul|add"(x, c), d)', tolerance=1e-6)
-def merge_numbers(m: Match, b: Builder) -> Outcome:
-    """(x * c) * d == x * (c * d) and (x + c) + d == x + (c + d) for numbers c and d"""
+def merge_constants(m: Match, b: Builder) -> Outcome:
+    """(x * c) * d == x * (c * d) and (x + c) + d == x + (c + d) for constants, where they merge into one no larger"""
     inner = m.op(0)
     if inner.name != m.root.name or not m.root.result.type.dtype.is_float or not m.only_use(0):
         return None
     c, d = constant_value(m["c"]), constant_value(m["d"])
-    if c is None or d is None or c.size > 1 or d.size > 1 or m["x"].type != m.root.result.type:
+    if c is None or d is None or m["x"].type != m.root.result.type:
         return None
-    wide = [array.reshape(()).astype(np.float64) for array in (c, d)]
+    wide = [array.astype(np.float64) for array in (c, d)]
+    if np.broadcast(*wide).size > max(c.size, d.size):
+        return None
     merged = np.asarray(wide[0] * wide[1] if inner.name == "mul" else wide[0] + wide[1]).astype(c.dtype)
-    if not np.isfinite(merged) or (inner.name == "mul" and abs(float(merged)) < np.finfo(np.float32).tiny):
+    safe = np.isfinite(merged) if inner.name == "add" else np.abs(merged) >= np.finfo(np.float32).tiny
+    if not np.all(safe & np.isfinite(merged)):
         return None
-    return b.op(inner.name, [m["x"], merged], {}).result
+    largest = max((m["c"], m["d"]), key=lambda value: value.type.numel).op
+    return b.op(inner.name, [m["x"], b.constant(merged, name=largest.attrs["name"] if largest else "")], {}).result
 
 
 @rule("where(bit_not(c), x, y)")
@@ -199,7 +209,7 @@ RULES = [
     one_over_root,
     times_reciprocal,
     divide_by_number,
-    merge_numbers,
+    merge_constants,
     where_not,
     same_cast,
     double_cast,

@@ -156,9 +156,6 @@ def known_mask(m: Match, b: Builder) -> Outcome:
     """A constant mask that hides nothing goes; one that hides exactly the future becomes `causal`"""
     mask = m["mask"]
     array = constant_value(mask)
-    broadcast = mask.op.operands[0] if mask.op is not None and mask.op.name == "broadcast_to" else None
-    if array is None and broadcast is not None and constant_value(broadcast) is not None:
-        return b.attention(m["q"], m["k"], m["v"], broadcast, **m.root.attrs)
     if array is None:
         return None
     if mask.type.dtype is not DType.BOOL:
@@ -175,4 +172,10 @@ def known_mask(m: Match, b: Builder) -> Outcome:
     return b.attention(m["q"], m["k"], m["v"], **{**m.root.attrs, "causal": True})
 
 
-RULES = [attention_parts, repeated_heads, scale_of_query, scale_of_key, known_mask]
+@rule("attention(q, k, v, broadcast_to(mask))")
+def broadcast_mask(m: Match, b: Builder) -> Outcome:
+    """attention broadcasts its mask itself"""
+    return b.attention(m["q"], m["k"], m["v"], m["mask"], **m.root.attrs)
+
+
+RULES = [attention_parts, repeated_heads, scale_of_query, scale_of_key, known_mask, broadcast_mask]

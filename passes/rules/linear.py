@@ -51,6 +51,49 @@ def linear_of_reshape(m: Match, b: Builder) -> Outcome:
     return b.reshape(result, shape=m.root.result.shape)
 
 
+@rule("reshape(linear(reshape(x), ...))")
+def linear_in_place(m: Match, b: Builder) -> Outcome:
+    """reshape(linear(reshape(x))) == linear(reshape(x)) where the outer one keeps the last dimension"""
+    inner, shape = m.op(0), m.root.result.shape
+    if len(shape) < 2 or shape[-1] != inner.result.shape[-1] or not m.only_use(0) or 0 in shape:
+        return None
+    x = b.reshape(m["x"], shape=(*shape[:-1], inner.operands[0].shape[-1]))
+    return b.linear(x, *inner.operands[1:])
+
+
+@rule("conv(pad(x), ...)")
+def conv_of_pad(m: Match, b: Builder) -> Outcome:
+    """conv(pad(x)) == conv(x) with more padding, for zeros around the spatial dimensions"""
+    return _padded(m, b, 0.0)
+
+
+@rule("max_pool(pad(x))")
+def max_pool_of_pad(m: Match, b: Builder) -> Outcome:
+    """max_pool(pad(x)) == max_pool(x) with more padding, for -inf around the spatial dimensions"""
+    # The window must still begin inside what max_pool may pad: at most half a kernel.
+    kernel, pad = m.root.attrs["kernel"], m.op(0).attrs
+    spatial = len(kernel)
+    first = 1 if m.root.attrs["channels_last"] else 2
+    sizes = [*pad["low"][first : first + spatial], *pad["high"][first : first + spatial]]
+    total = [a + b for a, b in zip(m.root.attrs["padding"], sizes)]
+    if any(2 * size > edge for size, edge in zip(total, (*kernel, *kernel))) or m.root.attrs["ceil_mode"]:
+        return None
+    return _padded(m, b, float("-inf"))
+
+
+def _padded(m: Match, b: Builder, value: float) -> Outcome:
+    op, pad = m.root, m.op(0).attrs
+    spatial = op.result.type.rank - 2
+    first = 1 if op.attrs["channels_last"] else 2
+    around = range(first, first + spatial)
+    outside = [pad[key][axis] for key in ("low", "high") for axis in range(spatial + 2) if axis not in around]
+    if pad["mode"] != "constant" or pad["value"] != value or any(pad["interior"]) or any(outside):
+        return None
+    added = [pad[key][axis] for key in ("low", "high") for axis in around]
+    padding = tuple(old + new for old, new in zip(op.attrs["padding"], added, strict=True))
+    return b.op(op.name, [m["x"], *op.operands[1:]], {**op.attrs, "padding": padding}).result
+
+
 ELEMENTWISE = [name for name, op in all_ops().items() if op.elementwise]
 
 
@@ -144,6 +187,9 @@ RULES = [
     matmul_constant,
     add_bias,
     linear_of_reshape,
+    linear_in_place,
+    conv_of_pad,
+    max_pool_of_pad,
     reshape_behind,
     implicit_broadcast,
     reduce_ones,

@@ -18,6 +18,7 @@ from secateur.ir.rewrite import Match, Outcome, Pattern, Refusal, Rule, rule
 from secateur.passes.rules.movement import inverse
 
 FROM_CHANNELS_LAST = (0, 3, 1, 2)
+SMALL = 1 << 16  # bytes of a constant that may exist twice, once for each order
 CHEAP = 8  # another operand this much smaller than the result may be transposed the other way
 
 
@@ -47,7 +48,7 @@ def undo(b: Builder, value: Value, perm: tuple[int, ...], room: int, *, broadcas
     back = inverse(perm)
     if (array := constant_value(value)) is not None:
         assert value.op is not None
-        if array.size * CHEAP > room and len(value.users) > 1:
+        if array.size * CHEAP > room and array.nbytes > SMALL and len(value.users) > 1:
             return None
         moved = np.ascontiguousarray(array.reshape(shape).transpose(back))
         if broadcasts:
