@@ -20,11 +20,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from secateur.frontends.aten.base import Context, Unsupported, array_of, rows, tensor_type
+from secateur.frontends.aten.base import DTYPES, Context, Unsupported, array_of, rows, tensor_type
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Value
-from secateur.ir.types import TensorType
+from secateur.ir.types import DType, TensorType
 
 _DECOMPOSITION_ROUNDS = 4
 _PLACES_SHOWN = 3
@@ -189,6 +189,7 @@ class _Importer:
             tensor_type(tensor)
         except Unsupported as reason:
             raise CompileError(f"parameter {target!r} has {reason}") from None
+        self.builder.span = Span(module=target.rpartition(".")[0] or target)
         return self.builder.constant(array_of(tensor), name=target)
 
     def call(self, node: torch.fx.Node) -> None:
@@ -203,6 +204,10 @@ class _Importer:
                 self.values[node] = self.convert(node, value)
             except Unsupported as reason:
                 self.problem(node, str(reason))
+                self.values[node] = _stand_in(value)
+            except CompileError:
+                if not self.problems:  # else it only follows from a stand-in
+                    raise
                 self.values[node] = _stand_in(value)
 
     def convert(self, node: torch.fx.Node, out: Any) -> Any:
@@ -279,10 +284,10 @@ def _stand_in(out: Any) -> Any:
     """Values of the right types, so that the rest of the graph can still be checked for support."""
     if isinstance(out, (tuple, list)):
         return [_stand_in(item) for item in out]
-    try:
-        return Value(tensor_type(out)) if isinstance(out, torch.Tensor) else out
-    except Unsupported:
-        return Value(TensorType.parse("f32[]"))
+    if not isinstance(out, torch.Tensor):
+        return out
+    shape = tuple(size if isinstance(size, int) else 1 for size in out.shape)
+    return Value(TensorType(DTYPES.get(out.dtype, DType.F32), shape))
 
 
 # Source places ------------------------------------------------------------------------------------

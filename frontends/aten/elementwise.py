@@ -151,13 +151,22 @@ def _unary(names: str, *, real: bool = True, integers_stay: bool = False) -> Non
 
 _unary("exp expm1 log log1p sqrt rsqrt reciprocal erf sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh")
 _unary("sigmoid special_erf=erf special_expm1=expm1")
-_unary("neg relu sign sgn=sign bitwise_not=bit_not silu mish hardswish=hard_swish", real=False)
+_unary("neg relu bitwise_not=bit_not silu mish hardswish=hard_swish", real=False)
 _unary("floor ceil trunc round", real=False, integers_stay=True)
 
 
 @aten("abs")
 def absolute(cx: Context, x: Value) -> Any:
     return x if x.type.dtype in (DType.BOOL, DType.U8) else cx.b.abs(x)
+
+
+@aten("sign", "sgn")
+def sign(cx: Context, x: Value) -> Any:
+    """-1, 0 or 1; PyTorch's sign of NaN is 0, unlike that of the IR."""
+    if not x.type.dtype.is_float:
+        return x if x.type.dtype is DType.BOOL else cx.b.sign(x)
+    zero = cx.value(0.0, x.type.dtype)
+    return cx.b.sub(cx.cast(cx.b.gt(x, zero), x.type.dtype), cx.cast(cx.b.lt(x, zero), x.type.dtype))
 
 
 @aten("square")

@@ -89,6 +89,7 @@ def batch_norm_inference(
 
 
 @aten("batch_norm", "cudnn_batch_norm", "native_batch_norm", "_native_batch_norm_legit")
+@aten("_native_batch_norm_legit_functional")
 def batch_norm(
     cx: Context,
     x: Value,
@@ -104,7 +105,7 @@ def batch_norm(
     if training or mean is None:
         raise Unsupported("in training mode; call model.eval() before the export")
     result = _batch_norm(cx, x, (weight, bias, mean, var), eps)
-    return result if cx.overload.startswith("batch_norm") else (result, None, None)
+    return result if cx.overload.startswith("batch_norm") else (result, *[None] * (len(cx.out) - 1))
 
 
 @aten("_native_batch_norm_legit.no_stats")
