@@ -204,11 +204,11 @@ EXPORT void {name}_destroy(struct {name} *m) {{
 
 
 def _pointer(view: View) -> str:
-    buffer = view.buffer
-    root = buffer.root
+    """C for the address of a view's first element."""
+    root, shift = view.buffer.root, view.offset * view.dtype.bytes
     if root.kind in (INPUT, OUTPUT):
-        return f"{root.kind.upper()}({root.index})"
-    return f"{'ARENA' if root.kind == ARENA else 'WEIGHTS'}({buffer.offset})"
+        return f"{root.kind.upper()}({root.index})" + (f" + {shift}" if shift else "")
+    return f"{'ARENA' if root.kind == ARENA else 'WEIGHTS'}({view.buffer.offset + shift})"
 
 
 def _describe(step: Step) -> str:

@@ -136,6 +136,15 @@ def family(item: Family) -> Family:
     return item
 
 
+def only(*names: str) -> Callable[[Job], str]:
+    """A match for single operations of the given names."""
+
+    def match(job: Job) -> str:
+        return "" if len(job.ops) == 1 and job.anchor.name in names else f"{job.anchor.name} is not {' or '.join(names)}"
+
+    return match
+
+
 def streaming_cost(job: Job) -> float:
     """Cycles when memory traffic is all that counts: 8 bytes per cycle."""
     moved = sum(v.type.bytes for v in (*job.op.operands, *job.op.results))

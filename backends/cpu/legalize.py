@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from secateur.backends.cpu.adapt import adapt, needs_no_kernel
 from secateur.backends.cpu.kernel import Job
-from secateur.backends.cpu.lower import VIEW_OPS, choose
+from secateur.backends.cpu.lower import choose, is_free
 from secateur.backends.cpu.target import Target
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.opdef import lookup
 from secateur.ir.rewrite import erase_dead
-
-_FREE = VIEW_OPS | {"constant", "concat"}
-
 
 def legalize(graph: Graph, target: Target) -> None:
     """Rewrite in place until every operation has a kernel.
@@ -24,28 +22,34 @@ def legalize(graph: Graph, target: Target) -> None:
     worklist = list(graph.ops)
     while worklist:
         op = worklist.pop()
-        if op.graph is not graph or op.name in _FREE:
+        if op.graph is not graph or is_free(op) or needs_no_kernel(op):
             continue
         chosen, why = choose(Job(op, target))
         if chosen is not None:
             continue
         if op.name == "fusion":
             worklist += split(graph, op, target)
-        elif lookup(op.name).decompose:
-            worklist += decompose(graph, op)
-        else:
+            continue
+        simpler = rebuild(graph, op)
+        if simpler is None:
             lacking[op.name] = why
+        else:
+            worklist += simpler
     if lacking:
         shown = "\n".join(f"  {name}: {why}" for name, why in sorted(lacking.items()))
         raise CompileError(f"the CPU backend has no kernel for:\n{shown}")
 
 
-def decompose(graph: Graph, op: Op) -> list[Op]:
-    """Replace an operation by its definition in simpler ones; returns the new operations."""
-    rebuild = lookup(op.name).decompose
-    assert rebuild is not None
+def rebuild(graph: Graph, op: Op) -> list[Op] | None:
+    """Replace an operation by another form or by its definition; returns the new operations, or None."""
     previous = op.prev
-    values = rebuild(Builder(graph, op, op.span), op)
+    b = Builder(graph, op, op.span)
+    definition = lookup(op.name).decompose
+    values = adapt(b, op)
+    if values is None and definition is not None:
+        values = definition(b, op)
+    if values is None:
+        return None
     new, at = [], op.prev
     while at is not None and at is not previous:
         new.append(at)

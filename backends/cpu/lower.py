@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from secateur.backends.cpu.adapt import needs_no_kernel
 from secateur.backends.cpu.kernel import REGISTRY, Family, Job, Kernel
 from secateur.backends.cpu.target import Target
 from secateur.backends.cpu.views import ARENA, INPUT, OUTPUT, WEIGHT, Buffer, View
@@ -82,7 +83,11 @@ _VIEWS: dict[str, Callable[[View, Op], View | None]] = {
     "broadcast_to": lambda view, op: view.broadcast(op.result.shape),
     "flip": lambda view, op: view.flip(op.attrs["axes"]),
 }
-VIEW_OPS = frozenset(_VIEWS)
+
+
+def is_free(op: Op) -> bool:
+    """Whether an operation is lowered to views and copies: it needs no kernel family."""
+    return op.name in _VIEWS or op.name in ("constant", "concat") or (op.name == "pad" and op.attrs["mode"] == "constant")
 
 
 def lower(graph: Graph, target: Target, progress: Callable[[float], None] | None = None) -> Lowered:
@@ -125,7 +130,9 @@ class _Lowering:
     def op(self, op: Op) -> None:
         if op.name == "constant":
             return
-        if op.name in _VIEWS:
+        if needs_no_kernel(op):
+            self.views.update({value: View.whole(self.buffer(ARENA, value.type), value.type) for value in op.results})
+        elif op.name in _VIEWS:
             (value,) = op.operands
             source = self.view(value)
             view = _VIEWS[op.name](source, op)
@@ -135,6 +142,8 @@ class _Lowering:
             self.views[op.result] = view
         elif op.name == "concat":
             self.concat(op)
+        elif is_free(op):
+            self.pad(op)
         else:
             self.kernel(op)
 
@@ -213,6 +222,22 @@ class _Lowering:
             if value.type.numel:
                 self.copy(self.view(value), whole.slice(starts, stops, (1,) * value.type.rank), op)
             start += size
+        self.views[op.result] = whole
+
+    def pad(self, op: Op) -> None:
+        """Fill, then copy the operand to its place between the padding."""
+        from secateur.backends.cpu.kernels.pointwise import copy_kernel
+
+        (value,), attrs = op.operands, op.attrs
+        whole = View.whole(self.buffer(ARENA, op.result.type), op.result.type)
+        array = np.full((), attrs["value"], dtype=op.result.type.dtype.numpy)
+        filler = View.whole(self.buffer(WEIGHT, TensorType.of(array), array), TensorType.of(array))
+        fill = copy_kernel(filler, whole, self.target.lanes)
+        self.step(Step(fill, [filler, whole], "fill", op, 200.0 + op.result.type.bytes / 16))
+        steps = tuple(gap + 1 for gap in attrs["interior"])
+        stops = tuple(a + (n - 1) * s + 1 for a, n, s in zip(attrs["low"], value.shape, steps, strict=True))
+        if value.type.numel:
+            self.copy(self.view(value), whole.slice(attrs["low"], stops, steps), op)
         self.views[op.result] = whole
 
     def outputs(self) -> None:

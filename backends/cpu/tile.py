@@ -126,11 +126,6 @@ class Epilogue:
             self.pointers.append((name, position))
         self.kinds[value] = (name, kind)
 
-    def offset(self, value: Value) -> int:
-        position = self.job.position(value)
-        constant = self.job.constant(value)
-        return 0 if constant is not None or position is None else self.job.views[position].offset
-
     def padded_channel(self, value: Value) -> bool:
         """Whether an operand may be read in whole vectors beyond its last column."""
         return self.pack and self.kinds[value][1] == "channel" and self.job.constant(value) is not None
@@ -154,7 +149,7 @@ class Epilogue:
     def declare(self, first: int) -> list[str]:
         """Typed pointers at the top of a kernel; `p[first]` is the first of them."""
         return [
-            f"const {CTYPE[value.type.dtype]} *{name} = (const {CTYPE[value.type.dtype]} *)p[{first + i}] + {self.offset(value)};"
+            f"const {CTYPE[value.type.dtype]} *{name} = p[{first + i}];"
             for i, (value, (name, _)) in enumerate(self.kinds.items())
         ]
 

@@ -65,14 +65,14 @@ def _emit(job: Job) -> Kernel:
     grouped = (*batch[:-1], k.shape[-3])
 
     bias = job.views[3].broadcast((*batch, s, t)) if len(job.views) > 3 else None
-    mask = f", ({CTYPE[bias.dtype]} const *)p[3] + {bias.offset} + mo" if bias else ""
+    mask = f", ({CTYPE[bias.dtype]} const *)p[3] + mo" if bias else ""
     functions.append(_softmax(job, bias, t, padded))
     tallest = max(scores_tiling.heights)
     sizes = [scores_tiling.panels * d * width, value_tiling.panels * t * width, tallest * padded]
     lines = [
         "KERNEL(NAME) {",
-        *(f"const float *{name} = (const float *)p[{i}] + {view.offset};" for i, (name, view) in enumerate(zip("qkv", (q, k, v)))),
-        f"float *o = (float *)p[{len(job.views)}] + {out.offset};",
+        *(f"const float *{name} = p[{i}];" for i, name in enumerate("qkv")),
+        f"float *o = (float *)p[{len(job.views)}];",
         "float *const kp = (float *)scratch;",
         f"float *const vp = kp + {sizes[0]}L, *const sc = vp + {sizes[1]}L;",
         "long packed = -1;",

@@ -138,9 +138,9 @@ class _Writer:
         first, last = item.interior()
         lines = [
             "KERNEL(NAME) {",
-            f"const {self.ctype} *x = (const {self.ctype} *)p[0] + {self.view.offset};",
+            f"const {self.ctype} *x = (const {self.ctype} *)p[0];",
             f"const {self.ctype} *w = p[1]; (void)w;",
-            f"{CTYPE[self.into]} *o = ({CTYPE[self.into]} *)p[2] + {self.job.results[0].offset};",
+            f"{CTYPE[self.into]} *o = ({CTYPE[self.into]} *)p[2];",
             *self.epilogue.declare(3),
             f"{self.ctype} *outside = ({self.ctype} *)scratch;",
             f"for (long i = 0; i < {row + self.lanes}; i++) outside[i] = ({self.ctype})({self.padding});",

@@ -279,9 +279,9 @@ class _Loops:
         item, result = self.item, CTYPE[self.job.result_type.dtype]
         lines = [
             "KERNEL(NAME) {",
-            f"const {self.ctype} *x = (const {self.ctype} *)p[0] + {self.view.offset};",
+            f"const {self.ctype} *x = (const {self.ctype} *)p[0];",
             f"const {self.ctype} *w = p[1];",
-            f"{result} *o = ({result} *)p[2] + {self.job.results[0].offset};",
+            f"{result} *o = ({result} *)p[2];",
             *self.epilogue.declare(3),
             "(void)scratch;",
         ]

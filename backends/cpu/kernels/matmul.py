@@ -103,8 +103,8 @@ def _emit(job: Job) -> Kernel:
     result = CTYPE[job.result_type.dtype]
     lines = [
         "KERNEL(NAME) {",
-        f"const {ctype} *x = (const {ctype} *)p[0] + {left.offset};",
-        f"const {ctype} *y = (const {ctype} *)p[1] + {right.offset};",
+        f"const {ctype} *x = (const {ctype} *)p[0];",
+        f"const {ctype} *y = (const {ctype} *)p[1];",
         f"{result} *o = p[2];",
         *epilogue.declare(3),
         f"{ctype} *const b = ({ctype} *)scratch;",

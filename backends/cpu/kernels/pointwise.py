@@ -33,7 +33,7 @@ def emit_loop(
     lines = []
     for i, view in enumerate(views):
         const = "const " if i < len(inputs) else ""
-        lines.append(f"{const}{CTYPE[view.dtype]} *a{i} = ({const}{CTYPE[view.dtype]} *)p[{i}] + {view.offset};")
+        lines.append(f"{const}{CTYPE[view.dtype]} *a{i} = ({const}{CTYPE[view.dtype]} *)p[{i}];")
     lines.append("for (long u = begin; u < end; u++) {")
     lines += [f"long r = u / {chunks}, first = u % {chunks} * {chunk};"] if chunks > 1 else ["long r = u;"]
     indices = [f"d{axis}" for axis in range(len(dims) - 1)]

@@ -61,7 +61,7 @@ def _emit(job: Job) -> Kernel:
     head = [
         "KERNEL(NAME) {",
         "(void)scratch;",
-        f"const {CTYPE[dtype]} *x = (const {CTYPE[dtype]} *)p[0] + {view.offset};",
+        f"const {CTYPE[dtype]} *x = (const {CTYPE[dtype]} *)p[0];",
         f"{CTYPE[dtype]} *o = ({CTYPE[dtype]} *)p[1];",
         "for (long u = begin; u < end; u++) {",
     ]

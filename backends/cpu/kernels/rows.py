@@ -118,7 +118,7 @@ def _emit(job: Job) -> Kernel:
         *(f"const float *{name} = p[{2 + i}];" for i, (name, _) in enumerate(weights)),
         *epilogue.declare(first),
         "for (long u = begin; u < end; u++) {",
-        f"const float *x = (const float *)p[0] + {job.view(op.operands[0]).offset} + u * {count}L;",
+        f"const float *x = (const float *)p[0] + u * {count}L;",
         f"float *o = (float *)p[1] + u * {count}L;",
         *(_softmax(count, lanes) if op.name == "softmax" else _mean_and_scale(job, count, lanes)),
     ]
