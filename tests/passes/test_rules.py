@@ -1,0 +1,53 @@
+"""Every rule fires in some case, has its algebra written above it, and keeps its stated tolerance."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import secateur.passes.rules as package
+from secateur.ir.draw import Draw
+from secateur.ir.rewrite import Rule
+from secateur.passes.layout import channels_last_conv
+from secateur.passes.manager import PassManager, resolve
+
+spec = importlib.util.spec_from_file_location("cases", Path(__file__).parent / "test_cases.py")
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+
+TOPICS = [module.name for module in pkgutil.iter_modules(package.__path__)]
+
+
+def all_rules() -> dict[str, Rule]:
+    tables = [importlib.import_module(f"secateur.passes.rules.{topic}").RULES for topic in TOPICS]
+    return {item.name: item for table in [*tables, [channels_last_conv]] for item in table}
+
+
+def test_rule_names_are_unique() -> None:
+    tables = [importlib.import_module(f"secateur.passes.rules.{topic}").RULES for topic in TOPICS]
+    counted = Counter(item.name for table in tables for item in table)
+    assert max(counted.values()) == 1
+
+
+@pytest.mark.parametrize("rule", all_rules().values(), ids=lambda rule: rule.name)
+def test_rule_states_its_algebra(rule: Rule) -> None:
+    assert rule.doc
+    assert 0 <= rule.tolerance <= 1e-4
+
+
+def test_every_rule_fires_in_some_case() -> None:
+    fired: Counter[str] = Counter()
+    for path in cases.CASES.glob("*/*.ir"):
+        text = path.read_text()
+        mark = cases.MARK.search(text)
+        manager = PassManager(resolve(mark[1].split(" then ")))
+        manager.run(cases.read(text[: mark.start()], Draw(0, specials=False)))
+        for record in manager.records:
+            if record.rules:
+                fired += record.rules.fired
+    assert sorted(set(all_rules()) - set(fired)) == []
