@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,22 +27,34 @@ Built = tuple[torch.nn.Module, tuple[torch.Tensor, ...]]
 
 
 class Plain(torch.nn.Module):
-    """A `transformers` model that takes tensors by position and returns one tensor of its output.
+    """A `transformers` model with tensors in and one tensor out; `output` is the field of its result to return."""
 
-    Args:
-        inputs: names of the positional arguments.
-        output: which field of the model's output to return.
-    """
-
-    def __init__(self, model: torch.nn.Module, inputs: Sequence[str], output: str) -> None:
+    def __init__(self, model: torch.nn.Module, output: str) -> None:
         super().__init__()
         self.model = model
-        self.inputs = tuple(inputs)
         self.output = output
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = getattr(self.model(**dict(zip(self.inputs, tensors, strict=True))), self.output)
+    def select(self, **inputs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = getattr(self.model(**inputs), self.output)
         return result
+
+
+# One class a signature: torch.export and the ONNX exporter name the inputs after the parameters.
+
+
+class ImageModel(Plain):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.select(pixel_values=pixel_values)
+
+
+class TextModel(Plain):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.select(input_ids=input_ids)
+
+
+class MaskedTextModel(Plain):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.select(input_ids=input_ids, attention_mask=attention_mask)
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ def _randomize_batch_norms(module: torch.nn.Module) -> None:
 
 def _vision(model: str, config: str, size: int, **settings: Any) -> Built:
     built = getattr(transformers, model)(getattr(transformers, config)(**settings))
-    return Plain(built, ["pixel_values"], "logits"), (torch.randn(1, 3, size, size),)
+    return ImageModel(built, "logits"), (torch.randn(1, 3, size, size),)
 
 
 def _text(model: str, config: str, length: int, output: str, *, masked: bool, **settings: Any) -> Built:
@@ -94,8 +106,8 @@ def _text(model: str, config: str, length: int, output: str, *, masked: bool, **
     built = getattr(transformers, model)(made)
     tokens = torch.randint(0, made.vocab_size, (1, length))
     if not masked:
-        return Plain(built, ["input_ids"], output), (tokens,)
-    return Plain(built, ["input_ids", "attention_mask"], output), (tokens, _mask(length))
+        return TextModel(built, output), (tokens,)
+    return MaskedTextModel(built, output), (tokens, _mask(length))
 
 
 def _mask(length: int) -> torch.Tensor:
@@ -120,7 +132,7 @@ def _minilm(length: int, layers: int | None = None) -> Built:
     if layers is not None:
         del model.encoder.layer[layers:]
     tokens = torch.randint(0, config.vocab_size, (1, length))
-    return Plain(model, ["input_ids", "attention_mask"], "last_hidden_state"), (tokens, _mask(length))
+    return MaskedTextModel(model, "last_hidden_state"), (tokens, _mask(length))
 
 
 def minilm_folder() -> Path:

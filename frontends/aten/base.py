@@ -17,7 +17,6 @@ from secateur.ir.graph import Value
 from secateur.ir.types import DType, TensorType
 
 Number: TypeAlias = bool | int | float
-Result: TypeAlias = Value | Number | Sequence["Value | None"]
 Row: TypeAlias = Callable[..., Any]
 
 DTYPES = {
