@@ -59,7 +59,7 @@ def rebuild(b: Builder, op: Op, weight: np.ndarray, bias: np.ndarray | None) -> 
 
 
 def _bias_name(weight: str) -> str:
-    return weight.removesuffix("weight") + "bias" if weight.endswith("weight") else ""
+    return weight.removesuffix("weight") + "bias" if weight.endswith("weight") else weight and f"{weight}.bias"
 
 
 def parameters(op: Op) -> tuple[np.ndarray, np.ndarray | None] | Refusal:

@@ -42,7 +42,7 @@ def shown(graph: Graph, source: str) -> str:
     names = {re.escape(match["name"]) for match in NAMED.finditer(source)}
     if not names:
         return print_graph(graph)
-    return re.sub(rf"(constant @(?:{'|'.join(names)})(?:\.\d+)?) \{{value = [^}}]*\}}", r"\1", print_graph(graph))
+    return re.sub(rf"(constant @(?:{'|'.join(names)})(?:\.\w+)*) \{{value = [^}}]*\}}", r"\1", print_graph(graph))
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
