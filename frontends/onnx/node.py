@@ -14,12 +14,13 @@ from secateur.ir.ops.constant import constant_value
 from secateur.ir.types import DType
 
 if TYPE_CHECKING:
-    from secateur.frontends.onnx.importer import Importer, Scope
+    from secateur.frontends.onnx.importer import Importer
+    from secateur.frontends.onnx.scope import Scope
 
 # Attributes that a row need not look at: they change nothing in what we compute, or only in a form
 # of the op that the row tells by other means (its inputs, a known condition).
 HARMLESS = frozenset(
-    [
+    {
         "axes",
         "block_size",
         "consumed_inputs",
@@ -44,7 +45,7 @@ HARMLESS = frozenset(
         "storage_order",
         "then_branch",
         "type",
-    ]
+    }
 )
 
 Item = Value | tuple[Value, ...] | None  # a tensor, a sequence of tensors, or an absent optional

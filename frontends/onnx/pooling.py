@@ -14,7 +14,12 @@ def _window(n: Node, x: Value) -> tuple[tuple[int, ...], dict[str, tuple[int, ..
     """(kernel, stride/dilation/padding, whether a last window may hang over the end)."""
     kernel = tuple(n.need("kernel_shape"))
     ceil = bool(n.attr("ceil_mode", 0)) and n.attr("auto_pad", "NOTSET") == "NOTSET"
-    return kernel, window(n, x, kernel), ceil
+    attrs = window(n, x, kernel)
+    if ceil and set(attrs["dilation"]) == {1}:
+        # A window larger than all there is (a global pool, as some models state it) reads just that.
+        low, high = attrs["padding"][: len(kernel)], attrs["padding"][len(kernel) :]
+        kernel = tuple(min(k, d + a + b) for k, d, a, b in zip(kernel, x.shape[2:], low, high, strict=True))
+    return kernel, attrs, ceil
 
 
 @row("MaxPool")

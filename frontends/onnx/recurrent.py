@@ -36,7 +36,7 @@ class Cell:
     def _activation(self, name: str) -> Callable[[Value], Value]:
         if name.lower() not in ACTIVATIONS:
             raise self.n.fail(f"activation {name!r} is not supported")
-        return getattr(self.n.b, ACTIVATIONS[name.lower()])  # type: ignore[no-any-return]
+        return getattr(self.n.b, ACTIVATIONS[name.lower()])
 
     def linear(self, x: Value, w: Value, bias: Value | None) -> Value:
         return self.n.b.linear(x, w) if bias is None else self.n.b.linear(x, w, bias)
@@ -61,7 +61,7 @@ class Cell:
         else:
             recurrent = self.linear(b.mul(r, h), r_h, bias_h)
         fresh = self.f[1](b.add(self.gate(x, 2), recurrent))
-        return b.add(b.mul(b.sub(n.scalar_like(1, z), z), fresh), b.mul(z, h))  # type: ignore[no-any-return]
+        return b.add(b.mul(b.sub(n.scalar_like(1, z), z), fresh), b.mul(z, h))
 
     def lstm(self, x: Value, h: Value, c: Value, peephole: list[Value]) -> tuple[Value, Value]:
         """Gates i, o, f, c; peepholes let i and f see the old cell state and o the new one."""
