@@ -32,22 +32,23 @@ for _name, _function in _OTHER_NAME.items():
     enter(_name, _function)
 
 
-def _integer_safe(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """An integer division by zero gives 0; torch would raise."""
+def _safe(function: Callable[[Tensor, Tensor], Tensor], *, quotient: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Integers divided by 0 give 0, where torch raises; by -1 they wrap, where torch traps on the lowest one."""
 
     def divide(a: Tensor, b: Tensor) -> Tensor:
         if a.is_floating_point():
             return function(a, b)
-        zero = b == 0
-        return function(a, b.masked_fill(zero, 1)).masked_fill(zero, 0)
+        zero, minus = b == 0, (b == -1) & (b < 0)
+        result = function(a, b.masked_fill(zero | minus, 1)).masked_fill(zero, 0)
+        return torch.where(minus, -a if quotient else torch.zeros_like(a), result)
 
     return divide
 
 
-enter("floor_div", _integer_safe(torch.floor_divide))
-enter("trunc_div", _integer_safe(lambda a, b: torch.div(a, b, rounding_mode="trunc")))
-enter("mod", _integer_safe(torch.remainder))
-enter("fmod", _integer_safe(torch.fmod))
+enter("floor_div", _safe(torch.floor_divide, quotient=True))
+enter("trunc_div", _safe(lambda a, b: torch.div(a, b, rounding_mode="trunc"), quotient=True))
+enter("mod", _safe(torch.remainder, quotient=False))
+enter("fmod", _safe(torch.fmod, quotient=False))
 
 
 @implements("sign")

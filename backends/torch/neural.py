@@ -75,6 +75,8 @@ def einsum(*xs: Tensor, equation: str) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float, causal: bool) -> Tensor:
     repeat = q.shape[-3] // k.shape[-3]
     k, v = k.repeat_interleave(repeat, -3), v.repeat_interleave(repeat, -3)
+    if mask is not None:
+        mask = mask.expand(*q.shape[:-1], k.shape[-2])
     if mask is not None and causal:
         seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
         mask = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, float("-inf"))

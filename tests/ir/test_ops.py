@@ -226,3 +226,15 @@ def test_sort_puts_nan_last_and_keeps_ties_in_order() -> None:
     up, down = b.sort(x, axis=0), b.sort(x, axis=0, descending=True)
     indices = [array.tolist() for array in interpret(b.returns(up[1], down[1]))]
     assert indices == [[0, 3, 2, 1], [1, 2, 0, 3]]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
+def test_integer_division_is_defined_everywhere(dtype: type) -> None:
+    """The lowest number by -1 wraps and anything by 0 is 0, in the reference and in torch."""
+    low = int(np.iinfo(dtype).min)
+    b = Builder.graph("divide")
+    a, d = b.constant(np.array([low, low, -7], dtype)), b.constant(np.array([-1, 0, 2], dtype))
+    graph = b.returns(b.floor_div(a, d), b.trunc_div(a, d), b.mod(a, d), b.fmod(a, d))
+    expected = [[low, 0, -4], [low, 0, -3], [0, 0, 1], [0, 0, -1]]
+    assert [array.tolist() for array in interpret(graph)] == expected
+    assert [tensor.tolist() for tensor in run(graph)] == expected
