@@ -217,7 +217,7 @@ def is_number(value: Value, number: int | float) -> bool:
     return near(array.reshape(-1)[:1]) and (array.size == 1 or near(array))
 
 
-_EPS = {dtype: float(ml_dtypes.finfo(dtype.numpy).eps) for dtype in FLOATS}
+_EPS = {dtype: float(ml_dtypes.finfo(dtype.numpy).eps) for dtype in FLOATS}  # type: ignore[no-untyped-call]
 
 
 def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None) -> RewriteStats:

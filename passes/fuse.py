@@ -10,6 +10,7 @@ from secateur.ir.builder import Builder
 from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.opdef import lookup
 from secateur.passes.base import Pass
+from secateur.passes.dce import DeadCode
 
 REDUCTIONS = tuple(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod"))
 NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
@@ -41,6 +42,7 @@ class Fuse(Pass):
     limit: int = 64
 
     def run(self, graph: Graph) -> None:
+        DeadCode().run(graph)  # a result that nobody uses would keep a value from having one user
         order = list(graph.ops)
         state = _State({op: index for index, op in enumerate(order)}, self.limit)
         groups: list[tuple[str, set[Op]]] = []

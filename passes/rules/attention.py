@@ -71,7 +71,7 @@ def _additive(b: Builder, op: Op) -> Value:
     known, number = constant_value(condition), scalar(hidden)
     if known is not None and number is not None:
         return b.constant(np.where(known, 0, number).astype(dtype.numpy))
-    return b.where(condition, b.constant(0.0, dtype), hidden)  # type: ignore[no-any-return]
+    return b.where(condition, b.constant(0.0, dtype), hidden)
 
 
 @rule("matmul(p, v)", tolerance=1e-5)
@@ -119,7 +119,7 @@ def _repeated_heads(b: Builder, value: Value) -> Value | None:
     grouped = (*shape[:-3], heads, repeat, *shape[-2:])
     if wide.shape != grouped or narrow.shape != (*shape[:-3], heads, 1, *shape[-2:]):
         return None
-    return b.reshape(narrow, shape=(*shape[:-3], heads, *shape[-2:]))  # type: ignore[no-any-return]
+    return b.reshape(narrow, shape=(*shape[:-3], heads, *shape[-2:]))
 
 
 @rule("attention(q, k, v, ...)")
