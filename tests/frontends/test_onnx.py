@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from secateur.frontends.onnx import import_onnx  # noqa: E402
 from secateur.ir.diagnostics import CompileError  # noqa: E402
 from secateur.ir.interpret import interpret  # noqa: E402
-from secateur.ir.text import print_graph  # noqa: E402
+from secateur.ir.text import parse, print_graph, weights  # noqa: E402
 
 F32 = TensorProto.FLOAT
 
@@ -284,3 +284,16 @@ def test_torch_lstm() -> None:
             return self.lstm(x)[0]
 
     agree_with_torch(Last().eval(), torch.randn(2, 7, 5))
+
+
+def test_odd_names_survive_the_text_form(rng: np.random.Generator) -> None:
+    """Names in models are free text; they must neither break printing nor collide."""
+    odd = 'a b"%\n{}é'
+    nodes = [
+        helper.make_node("Add", [odd, "w 1"], ["m/0:1"], name='"); system("'),
+        helper.make_node("Relu", ["m/0:1"], ["y\t"]),
+    ]
+    big = normal(rng, 40)
+    graph = import_onnx(model_of(nodes, [tensor(odd, [40])], ["y\t"], {"w 1": big}))
+    text = print_graph(graph)
+    assert print_graph(parse(text, weights(graph))) == text

@@ -30,8 +30,8 @@ def frozen(model: Any, arrays: list[Any], kinds: str) -> tuple[Any, list[Any]]:
     del copy.graph.input[:]
     left = []
     for info, array in zip(model.graph.input, arrays, strict=True):
-        if isinstance(array, np.ndarray) and array.dtype.kind in kinds:
-            copy.graph.initializer.append(numpy_helper.from_array(array, info.name))
+        if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in kinds:
+            copy.graph.initializer.append(numpy_helper.from_array(np.asarray(array), info.name))
         else:
             copy.graph.input.append(info)
             left.append(array)
