@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.frontends.onnx.node import Node, row
 from secateur.ir.graph import Value
-from secateur.ir.types import DType, numel
+from secateur.ir.types import numel
 
 
 @row("LeakyRelu")
@@ -88,6 +88,4 @@ def _along(n: Node, x: Value, axis: int) -> Value:
     if n.name != "Hardmax":
         return n.b.softmax(x, axis=axis) if n.name == "Softmax" else n.b.log_softmax(x, axis=axis)
     best = n.b.argmax(x, axis=axis, keepdims=True)
-    places = [x.shape[axis] if dim == axis else 1 for dim in range(x.type.rank)]
-    counting = n.b.constant(list(range(x.shape[axis])), DType.I64)
-    return n.cast(n.b.eq(best, n.reshape(counting, places)), x.type.dtype)
+    return n.cast(n.b.eq(best, n.counting(x.shape[axis], axis, x.type.rank)), x.type.dtype)

@@ -179,10 +179,14 @@ class Importer:
                 f"functions and branches are nested more than {MAX_DEPTH} deep", span=self.span(scope, "")
             )
         for node in nodes:
-            self.nodes += 1
-            if self.nodes > MAX_NODES:
-                raise CompileError(f"the model has more than {MAX_NODES} nodes", span=self.span(scope, node.name))
+            self.count(self.span(scope, node.name))
             self.add_node(node, scope)
+
+    def count(self, span: Span | None) -> None:
+        """One more node or turn of a loop; raises `CompileError` past the bound."""
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise CompileError(f"the model has more than {MAX_NODES} nodes", span=span)
 
     def add_node(self, proto: Any, scope: Scope) -> None:
         span = self.span(scope, proto.name or next(filter(None, proto.output), proto.op_type))
@@ -311,6 +315,7 @@ class Importer:
     def branch(self, graph: Any, scope: Scope, label: str, given: Mapping[str, Item] | None = None) -> list[Item]:
         """The outputs of a subgraph imported in place; it sees the values around it."""
         span = self.builder.span
+        self.count(span)
         inner = Scope(scope.versions, "/".join(filter(None, (span.module if span else "", label))), scope)
         self.add_initializers(graph, inner)
         inner.update(given or {})

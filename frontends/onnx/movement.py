@@ -79,7 +79,7 @@ def concat(n: Node) -> Value:
 
 def split_sizes(n: Node, size: int, parts: int) -> list[int]:
     """Equal parts, the last one smaller where they do not divide."""
-    each = -(-size // parts)
+    each = -(-size // n.bound(parts))
     sizes = [min(each, max(0, size - index * each)) for index in range(parts)]
     if n.version < 18 and len(set(sizes)) > 1:
         raise n.fail(f"size {size} does not split into {parts} equal parts")
@@ -99,6 +99,7 @@ def cut_up(n: Node, x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
     """Consecutive pieces of an axis."""
     if sum(sizes) != x.shape[axis] or any(size < 0 for size in sizes):
         raise n.fail(f"sizes {list(sizes)} do not add up to {x.shape[axis]}, dimension {axis} of {x.type}")
+    n.bound(len(sizes))
     ends = np.cumsum([0, *sizes]).tolist()
     return [n.cut(x, axis, start, stop) for start, stop in itertools.pairwise(ends)]
 
@@ -211,8 +212,7 @@ def reverse_sequence(n: Node) -> Value:
     """Of each batch entry the first `sequence_lens` steps, backwards: a gather by computed positions."""
     x, lengths = n.x(0), n.x(1)
     time, batch = n.axis(n.attr("time_axis", 0), x.type.rank), n.axis(n.attr("batch_axis", 1), x.type.rank)
-    steps = [x.shape[time] if dim == time else 1 for dim in range(x.type.rank)]
-    at = n.reshape(n.b.constant(list(range(x.shape[time])), DType.I64), steps)
+    at = n.counting(x.shape[time], time, x.type.rank)
     length = n.reshape(n.cast(lengths, DType.I64), [x.shape[batch] if d == batch else 1 for d in range(x.type.rank)])
     back = n.b.sub(n.b.sub(length, n.scalar_like(1, at)), at)
     position = n.b.where(n.b.lt(at, length), back, at)

@@ -48,6 +48,8 @@ HARMLESS = frozenset(
     }
 )
 
+MAX_WRITTEN = 1 << 26
+
 Item = Value | tuple[Value, ...] | None  # a tensor, a sequence of tensors, or an absent optional
 
 
@@ -227,6 +229,17 @@ class Node:
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
         """`x` transposed; itself where nothing moves."""
         return x if tuple(perm) == tuple(range(x.type.rank)) else self.b.transpose(x, perm=tuple(perm))
+
+    def bound(self, count: int) -> int:
+        """`count` itself; raises `CompileError` where writing that many numbers (or ops) out is out of reason."""
+        if count > MAX_WRITTEN:
+            raise self.fail(f"needs {count} numbers written out, more than the limit of {MAX_WRITTEN}")
+        return count
+
+    def counting(self, size: int, axis: int, rank: int) -> Value:
+        """0, 1, ... size - 1 (i64) along one axis of a tensor of `rank` dimensions, the others being 1."""
+        numbers = np.arange(self.bound(size), dtype=np.int64)
+        return self.b.constant(numbers.reshape([size if dim == axis else 1 for dim in range(rank)]))
 
     def cut(self, x: Value, axis: int, start: int, stop: int, step: int = 1) -> Value:
         """start..stop of one axis."""

@@ -61,7 +61,7 @@ def split_to_sequence(n: Node) -> Item:
     axis = n.axis(n.attr("axis", 0), x.type.rank)
     size = x.shape[axis]
     if not n.has(1):
-        pieces = cut_up(n, x, axis, [1] * size)
+        pieces = cut_up(n, x, axis, [1] * n.bound(size))
         if n.attr("keepdims", 1):
             return tuple(pieces)
         return tuple(n.reshape(piece, (*x.shape[:axis], *x.shape[axis + 1 :])) for piece in pieces)
@@ -69,6 +69,9 @@ def split_to_sequence(n: Node) -> Item:
     if given.ndim:
         return tuple(cut_up(n, x, axis, n.ints(1)))
     each = int(n.scalar(1))
+    if each < 1:
+        raise n.fail(f"pieces of {each} are not possible")
+    n.bound(size // each)
     return tuple(cut_up(n, x, axis, [min(each, size - start) for start in range(0, size, each)]))
 
 

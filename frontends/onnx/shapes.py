@@ -55,7 +55,7 @@ def range_(n: Node) -> Value:
     if delta == 0:
         raise n.fail("the step is 0")
     count = max(0, int(np.ceil((limit - start) / delta)))
-    check_size(dtype, (count,), n.span)
+    n.bound(count)
     steps = np.arange(count, dtype=np.float64 if dtype.is_float else np.int64)
     return n.b.constant((start + steps * delta).astype(dtype.numpy))
 
@@ -65,6 +65,7 @@ def eye_like(n: Node) -> Value:
     x = n.x()
     dtype = element_type(n.attrs["dtype"], n.span) if "dtype" in n.attrs else x.type.dtype
     rows, columns = x.shape
+    n.bound(rows * columns)
     return n.b.constant(np.eye(rows, columns, n.attr("k", 0), dtype=dtype.numpy))
 
 
@@ -73,6 +74,7 @@ def trilu(n: Node) -> Value:
     """Keeps the upper (or lower) triangle of the last two dimensions, from diagonal k on."""
     x = n.x()
     k = int(n.scalar(1)) if n.has(1) else 0
+    n.bound(x.shape[-2] * x.shape[-1])
     ones = np.ones(x.shape[-2:], dtype=bool)
     keep = np.triu(ones, k) if n.attr("upper", 1) else np.tril(ones, k)
     return n.b.where(n.b.constant(keep), x, n.scalar_like(0, x))
@@ -87,7 +89,7 @@ def one_hot(n: Node) -> Value:
     at = n.cast(indices, DType.I64)
     at = n.b.where(n.b.lt(at, n.scalar_like(0, at)), n.b.add(at, n.scalar_like(depth, at)), at)
     at = n.reshape(at, (*indices.shape[:axis], 1, *indices.shape[axis:]))
-    counting = n.reshape(n.b.constant(list(range(depth)), DType.I64), [depth if d == axis else 1 for d in range(rank)])
+    counting = n.counting(depth, axis, rank)
     off, on = (n.reshape(n.cut(values, 0, index, index + 1), ()) for index in (0, 1))
     return n.b.where(n.b.eq(at, counting), on, off)
 

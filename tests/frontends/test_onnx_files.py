@@ -197,9 +197,16 @@ def too_big_result(model: Any) -> None:
     model.graph.node.append(helper.make_node("Expand", ["y", "s"], ["z"], name="bomb"))
 
 
+def endless_range(model: Any) -> None:
+    for name, number in (("a", 0), ("b", 1 << 40), ("c", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(number), name))
+    model.graph.node.append(helper.make_node("Range", ["a", "b", "c"], ["z"], name="bomb"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (endless_range, "bomb .*more than the limit"),
         (unsorted, "Relu: input 'y' is not computed before it is used"),
         (twice, "'y' is computed twice"),
         (wrong_length, "do not fit shape"),
