@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from secateur.ir.builder import Builder
-from secateur.ir.graph import Value
 from secateur.ir.opdef import all_ops
 from secateur.ir.ops.constant import constant_value
 from secateur.ir.rewrite import Match, Outcome, Pattern, Rule, rule
@@ -129,22 +126,13 @@ reshape_behind = Rule(
 
 
 def _implicit_broadcast(m: Match, b: Builder) -> Outcome:
-    """f(broadcast_to(x), y) == f(x, y) where y alone gives the shape"""
+    """f(broadcast_to(x), y) == f(x, y), broadcast only where y does not give the shape"""
     op = m.root
-    operands = list(op.operands)
-    for position, value in enumerate(operands):
-        if value.op is None or value.op.name != "broadcast_to":
-            continue
-        trial = [*operands[:position], value.op.operands[0], *operands[position + 1 :]]
-        if _common_shape(trial) == op.result.shape:
-            operands = trial
-    return b.op(op.name, operands, op.attrs).result if operands != list(op.operands) else None
-
-
-def _common_shape(values: Sequence[Value]) -> tuple[int, ...]:
-    rank = max(value.type.rank for value in values)
-    full = [(1,) * (rank - value.type.rank) + value.shape for value in values]
-    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*full))
+    operands = [v.op.operands[0] if v.op is not None and v.op.name == "broadcast_to" else v for v in op.operands]
+    if operands == list(op.operands):
+        return None
+    result = b.op(op.name, operands, op.attrs).result
+    return result if result.shape == op.result.shape else b.broadcast_to(result, shape=op.result.shape)
 
 
 implicit_broadcast = Rule(
