@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -65,14 +65,14 @@ class Tracker:
         self.bars.update(self.tasks[what], completed=share or 0.0, total=total)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Table:
-    """A table; columns whose name ends in `>` are aligned to the right."""
-    made = Table(title=title or None, caption=caption or None, title_justify="left", caption_justify="left")
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Group:
+    """A table between two lines of text; columns whose name ends in `>` are aligned to the right."""
+    made = Table()
     for name in columns:
         made.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(str, row))
-    return made
+    return Group(*([title] if title else []), made, *([caption] if caption else []))
 
 
 def size(count: float) -> str:
