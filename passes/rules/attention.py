@@ -88,13 +88,32 @@ def attention_parts(m: Match, b: Builder) -> Outcome:
     rank = q.type.rank
     if not q.shape[:-2] == kt.shape[:-2] == v.shape[:-2] or not rank == kt.type.rank == v.type.rank:
         return Refusal("the heads of q, k and v are broadcast against each other")
-    if kt.op is None or kt.op.name != "transpose":
+    turned = _turned(b, kt)
+    if turned is None:
         return Refusal("k would have to be transposed")
-    k = b.transpose(kt, perm=[*range(rank - 2), rank - 1, rank - 2])
+    k, factor = turned
     mask = scores.masks[:1]
     for other in scores.masks[1:]:
         mask = [b.add(mask[0], other)]
-    return b.attention(q, k, v, *mask, scale=scores.scale)
+    return b.attention(q, k, v, *mask, scale=scores.scale * factor)
+
+
+def _turned(b: Builder, kt: Value) -> tuple[Value, float] | None:
+    """k and a factor with kt == transpose(k) * factor, where a transpose is there to be undone."""
+    op, rank = kt.op, kt.type.rank
+    if op is None:
+        return None
+    if op.name == "transpose":
+        return b.transpose(kt, perm=[*range(rank - 2), rank - 1, rank - 2]), 1.0
+    if op.name == "mul":
+        number = next((n for side in op.operands if (n := scalar(side)) is not None), None)
+        wide = next((side for side in op.operands if side.type == kt.type), None)
+        inner = _turned(b, wide) if number is not None and wide is not None else None
+        return (inner[0], inner[1] * number) if inner is not None and number is not None else None
+    if op.name == "reshape" and op.operands[0].shape[-2:] == kt.shape[-2:]:
+        inner = _turned(b, op.operands[0])
+        return (b.reshape(inner[0], shape=(*kt.shape[:-2], kt.shape[-1], kt.shape[-2])), inner[1]) if inner else None
+    return None
 
 
 def _softmax_of(value: Value) -> Op | None:
@@ -102,9 +121,12 @@ def _softmax_of(value: Value) -> Op | None:
     op = value.op
     if op is not None and op.name == "where" and is_number(op.operands[1], 0):
         test, inner = op.operands[0].op, op.operands[2].op
-        top = test.operands[0].op if test is not None and test.name == "eq" else None
-        fits = top is not None and top.name == "reduce_max" and inner is not None and inner.name == "softmax"
-        op = inner if fits and inner is not None and top is not None and top.operands == inner.operands else None
+        if test is None or inner is None or inner.name != "softmax":
+            return None
+        # The row is empty where its largest score is -inf, or, as one often writes, where its softmax is NaN.
+        top = test.operands[0].op if test.name == "eq" else None
+        empty = top is not None and top.name == "reduce_max" and top.operands == inner.operands
+        op = inner if empty or (test.name == "isnan" and test.operands[0] is inner.result) else None
     return op if op is not None and op.name == "softmax" else None
 
 
@@ -172,10 +194,19 @@ def known_mask(m: Match, b: Builder) -> Outcome:
     return b.attention(m["q"], m["k"], m["v"], **{**m.root.attrs, "causal": True})
 
 
+@rule("attention(q, k, v, where(c, 0, hidden))")
+def bool_mask(m: Match, b: Builder) -> Outcome:
+    """A mask that adds 0 where c holds and -inf elsewhere is c"""
+    number = scalar(m["hidden"])
+    if number != float("-inf"):
+        return Refusal("what is added hides, but not for good")
+    return b.attention(m["q"], m["k"], m["v"], m["c"], **m.root.attrs)
+
+
 @rule("attention(q, k, v, broadcast_to(mask))")
 def broadcast_mask(m: Match, b: Builder) -> Outcome:
     """attention broadcasts its mask itself"""
     return b.attention(m["q"], m["k"], m["v"], m["mask"], **m.root.attrs)
 
 
-RULES = [attention_parts, repeated_heads, scale_of_query, scale_of_key, known_mask, broadcast_mask]
+RULES = [attention_parts, repeated_heads, scale_of_query, scale_of_key, known_mask, bool_mask, broadcast_mask]
