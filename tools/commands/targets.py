@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+from typing import Any
 
 from secateur.backends.cpu.target import TARGETS, missing_features, native_target
 from secateur.tools.console import Ui, table
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
     native = native_target().name
-    found = []
+    found: list[dict[str, Any]] = []
     for target in TARGETS.values():
         missing = sorted(missing_features(target.features))
         other = target.machine != platform.machine()
