@@ -14,6 +14,8 @@ from secateur.ir.opdef import lookup
 from secateur.ir.text import print_graph
 from secateur.passes.base import Pass
 
+SAMPLE = 64  # elements of a constant looked at before all of them are
+
 
 @dataclass(frozen=True)
 class CommonSubexpressions(Pass):
@@ -22,19 +24,28 @@ class CommonSubexpressions(Pass):
     before:  %0 = exp(%x);  %1 = exp(%x);  %2 = add(%0, %1)
     after:   %0 = exp(%x);  %2 = add(%0, %0)
 
-    Exact. Constants are compared by content, and hashed only where another one has the same type.
+    Exact. Constants are compared by content, and hashed whole only where another one of the same
+    type has the same sample of elements.
     """
 
     def run(self, graph: Graph) -> None:
         number: dict[Value, int] = {}
-        types = Counter(op.result.type for op in graph.find("constant"))
+        samples = {op: _sample(op) for op in graph.find("constant")}
+        alike = Counter(samples.values())
         seen: dict[Hashable, Op] = {}
         for op in graph.ops:
-            if op.name == "constant" and types[op.result.type] == 1:
+            if op.name == "constant" and alike[samples[op]] == 1:
                 continue
             first = seen.setdefault(_key(op, number), op)
             if first is not op:
                 graph.replace(op, first.results)
+
+
+def _sample(op: Op) -> Hashable:
+    """A constant's type and the bytes of some of its elements."""
+    array: np.ndarray = op.attrs["value"]
+    some = array.flat[:: max(array.size // SAMPLE, 1)] if array.size else array
+    return (op.result.type, some.tobytes())
 
 
 def _key(op: Op, number: dict[Value, int]) -> Hashable:
