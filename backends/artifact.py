@@ -68,7 +68,9 @@ class Program:
         handle = ctypes.c_void_p()
         status = create(ctypes.byref(handle), threads or 0)
         if status:
-            reason = {-1: f"{threads} threads are not possible", -2: "not enough memory"}.get(status, "no thread to be had")
+            reason = {-1: f"{threads} threads are not possible", -2: "not enough memory"}.get(
+                status, "no thread to be had"
+            )
             raise CompileError(f"cannot start the program in {folder}: {reason}")
         self._handle = handle
         self._finalizer = weakref.finalize(self, destroy, handle)
@@ -227,7 +229,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise CompileError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
         names = [manifest["name"], *(entry["name"] for entry in (*manifest["inputs"], *manifest["outputs"]))]
         known = all(entry["dtype"] in _STORED for entry in (*manifest["inputs"], *manifest["outputs"]))
-        needed = (manifest["library"] in manifest["files"], isinstance(manifest["features"], list), "machine" in manifest)
+        needed = (
+            manifest["library"] in manifest["files"],
+            isinstance(manifest["features"], list),
+            "machine" in manifest,
+        )
         if not (known and all(needed) and all(isinstance(name, str) for name in names)):
             raise ValueError("fields are missing or wrong")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", manifest["name"]):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from lark import Lark, Token, Tree
@@ -23,6 +23,8 @@ from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.opdef import OpDef, lookup
 from secateur.ir.types import DType, TensorType
+
+Node: TypeAlias = Any  # a lark tree or token: what its children are, the grammar says and lark's types do not
 
 INLINE = 16
 _PLAIN_SYMBOL = re.compile(r"[A-Za-z0-9_.$:/-]+")
@@ -184,7 +186,7 @@ def parse(text: str, weights: Mapping[str, np.ndarray] | None = None, *, file: s
         tree = _grammar().parse(text)
     except UnexpectedInput as error:
         raise _syntax_error(error, text, file) from None
-    return _Parser(text, weights or {}, file).graph(tree.children[0], {})
+    return _Parser(text, weights or {}, file).graph(tree.children[0])
 
 
 def _syntax_error(error: UnexpectedInput, text: str, file: str) -> CompileError:
@@ -209,15 +211,15 @@ class _Parser:
         self.weights = weights
         self.file = file or "<text>"
 
-    def error(self, message: str, at: Token | Tree, hint: str = "") -> CompileError:
+    def error(self, message: str, at: Node, hint: str = "") -> CompileError:
         place = at if isinstance(at, Token) else at.meta
         return CompileError(message, span=Span(self.file, place.line, place.column), source=self.text, hint=hint)
 
-    def graph(self, tree: Tree, scope: dict[str, Value]) -> Graph:
+    def graph(self, tree: Node) -> Graph:
         symbol = tree.children[0]
         parts = [child for child in tree.children[1:] if child is not None]
         graph = Graph(_unquote(symbol))
-        scope = {}
+        scope: dict[str, Value] = {}
         for node in (part for part in parts if part.data == "input"):
             name, type_tree = node.children
             self.bind(scope, name, graph.add_input(self.type(type_tree), _hint(name)))
@@ -242,14 +244,14 @@ class _Parser:
             raise self.error(f"{name} is not defined here", name)
         return scope[str(name)]
 
-    def type(self, tree: Tree) -> TensorType:
+    def type(self, tree: Node) -> TensorType:
         name, *dims = tree.children
         try:
             return TensorType(DType(str(name)), tuple(int(dim) for dim in dims if dim is not None))
         except ValueError:
             raise self.error(f"not a tensor type: {name}", tree) from None
 
-    def op(self, tree: Tree, graph: Graph, scope: dict[str, Value]) -> None:
+    def op(self, tree: Node, graph: Graph, scope: dict[str, Value]) -> None:
         parts = [child for child in tree.children if child is not None]
         trees = {part.data: part for part in parts if isinstance(part, Tree)}
         tokens = [part for part in parts if isinstance(part, Token)]
@@ -261,7 +263,7 @@ class _Parser:
         values = [self.value(scope, token) for token in operand_tokens if token is not None]
         try:
             opdef = lookup(str(name))
-            attrs = self.attrs(opdef, trees, scope)
+            attrs = self.attrs(opdef, trees)
             if name == "constant":
                 symbol = next((token for token in tokens if token.type == "SYMBOL"), None)
                 attrs = self.constant(attrs, symbol, types[0], name)
@@ -281,7 +283,7 @@ class _Parser:
             value.hint = _hint(token)
             self.bind(scope, token, value)
 
-    def attrs(self, opdef: OpDef, trees: dict[str, Tree], scope: dict[str, Value]) -> dict[str, Any]:
+    def attrs(self, opdef: OpDef, trees: dict[str, Node]) -> dict[str, Any]:
         attrs: dict[str, Any] = {}
         for node in trees["attrs"].children if "attrs" in trees else []:
             if node is not None:
@@ -290,7 +292,7 @@ class _Parser:
             key = next((key for key, attr in opdef.attrs.items() if attr.kind == "graph"), "")
             if not key:
                 raise self.error(f"{opdef.name} takes no body", trees["graph"])
-            attrs[key] = self.graph(trees["graph"], scope)
+            attrs[key] = self.graph(trees["graph"])
         return attrs
 
     def constant(self, attrs: dict[str, Any], symbol: Token | None, type: TensorType, at: Token) -> dict[str, Any]:
@@ -315,7 +317,7 @@ class _Parser:
             raise self.error(f"constant @{name} is {TensorType.of(value)} in the weights", symbol or at)
         return {"value": value, "name": "" if name.startswith("const.") else name}
 
-    def location(self, tree: Tree | None) -> Span | None:
+    def location(self, tree: Node | None) -> Span | None:
         if tree is None:
             return None
         place, module = (json.loads(token) if token is not None else "" for token in tree.children)
@@ -333,7 +335,7 @@ def _unquote(symbol: Token) -> str:
     return json.loads(symbol[1:]) if symbol[1] == '"' else symbol[1:]
 
 
-def _attr_value(node: Tree) -> Any:
+def _attr_value(node: Node) -> Any:
     if node.data == "list":
         return tuple(_attr_value(child) for child in node.children if child is not None)
     token = str(node.children[0])

@@ -1,8 +1,8 @@
 """Other forms of an operation that the kernels do take: other ranks, layouts and element types.
 
-    conv over [N, C, L]            -> conv over [N, 1, L, C]
-    conv over [N, D, H, W, C]      -> sum over filter planes of conv over [N * OD, H, W, C]
-    max_pool in bf16               -> cast, max_pool in f32, cast
+conv over [N, C, L]            -> conv over [N, 1, L, C]
+conv over [N, D, H, W, C]      -> sum over filter planes of conv over [N * OD, H, W, C]
+max_pool in bf16               -> cast, max_pool in f32, cast
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _channels_last(b: Builder, op: Op) -> list[Value] | None:
     return [b.transpose(result, perm=(0, rank - 1, *range(1, rank - 1)))]
 
 
-def _constant_or(b: Builder, value: Value, change: Callable[[np.ndarray], np.ndarray], otherwise: Value | None) -> Value:
+def _constant_or(
+    b: Builder, value: Value, change: Callable[[np.ndarray], np.ndarray], otherwise: Value | None
+) -> Value:
     """A constant changed now, or what does the same at run time."""
     array = constant_value(value)
     if array is not None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from secateur.ir.expr import COMPARISONS, Expr
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.opdef import lookup
@@ -60,8 +62,8 @@ def literal(value: Any, dtype: DType) -> str:
     if dtype is DType.BOOL:
         return "-1" if value else "0"
     if not register_type(dtype).is_float:
-        number = int(register_type(dtype).numpy.type(int(value)))
-        return f"({CTYPE[dtype]})INT64_MIN" if number == -(2**63) else f"({CTYPE[dtype]}){number}LL"
+        whole = int(np.asarray(int(value)).astype(dtype.numpy))  # wraps, as the reference does
+        return f"({CTYPE[dtype]})INT64_MIN" if whole == -(2**63) else f"({CTYPE[dtype]}){whole}LL"
     number = float(value)
     suffix = "" if dtype is DType.F64 else "f"
     if math.isnan(number):
@@ -131,7 +133,7 @@ class BodyWriter:
         }
         numeric = [dtype for _, dtype in arguments.values() if dtype is not DType.BOOL]
         working = register_type(numeric[0]) if numeric else DType.BOOL
-        text, dtype = self.expr(opdef.expr, arguments, op.attrs, working)
+        text, _ = self.expr(opdef.expr, arguments, op.attrs, working)
         self.names[result] = self.round(text, result.type.dtype)
         return self.names[result]
 
@@ -175,6 +177,8 @@ def primitive(op: str, args: list[str], dtype: DType) -> str:
     if op == "isnan":
         return f"TRUTH({args[0]} != {args[0]})"
     if op in COMPARISONS:
+        if dtype is DType.BOOL:
+            args = args[::-1]  # a mask that is set is -1, the smaller one
         return f"TRUTH({args[0]} {_OPERATORS[op]} {args[1]})"
     if dtype is DType.BOOL:
         return _boolean(op, args)

@@ -228,5 +228,3 @@ def indent(code: str) -> str:
         lines.append("    " * depth + line if line and not line.startswith("#") else line)
         depth += line.count("{") - line.count("}") + line.startswith("}")
     return "\n".join(lines)
-
-

@@ -140,7 +140,9 @@ def only(*names: str) -> Callable[[Job], str]:
     """A match for single operations of the given names."""
 
     def match(job: Job) -> str:
-        return "" if len(job.ops) == 1 and job.anchor.name in names else f"{job.anchor.name} is not {' or '.join(names)}"
+        return (
+            "" if len(job.ops) == 1 and job.anchor.name in names else f"{job.anchor.name} is not {' or '.join(names)}"
+        )
 
     return match
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from secateur.backends.cpu.adapt import adapt, needs_no_kernel
 from secateur.backends.cpu.kernel import Job
 from secateur.backends.cpu.lower import choose, is_free
@@ -11,6 +13,7 @@ from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.opdef import lookup
 from secateur.ir.rewrite import erase_dead
+
 
 def legalize(graph: Graph, target: Target) -> None:
     """Rewrite in place until every operation has a kernel.
@@ -45,7 +48,7 @@ def rebuild(graph: Graph, op: Op) -> list[Op] | None:
     previous = op.prev
     b = Builder(graph, op, op.span)
     definition = lookup(op.name).decompose
-    values = adapt(b, op)
+    values: Sequence[Value] | None = adapt(b, op)
     if values is None and definition is not None:
         values = definition(b, op)
     if values is None:
@@ -113,7 +116,7 @@ def _unpack(graph: Graph, op: Op) -> list[Op]:
     copy_ops(body.ops, graph, mapping, before=op)
     graph.replace(op, [mapping[value] for value in body.outputs])
     at = previous.next if previous else next(graph.ops)
-    new = []
+    new: list[Op] = []
     while at is not None and len(new) < len(body):
         new.append(at)
         at = at.next

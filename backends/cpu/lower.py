@@ -87,7 +87,9 @@ _VIEWS: dict[str, Callable[[View, Op], View | None]] = {
 
 def is_free(op: Op) -> bool:
     """Whether an operation is lowered to views and copies: it needs no kernel family."""
-    return op.name in _VIEWS or op.name in ("constant", "concat") or (op.name == "pad" and op.attrs["mode"] == "constant")
+    return (
+        op.name in _VIEWS or op.name in ("constant", "concat") or (op.name == "pad" and op.attrs["mode"] == "constant")
+    )
 
 
 def lower(graph: Graph, target: Target, progress: Callable[[float], None] | None = None) -> Lowered:

@@ -43,17 +43,23 @@ class Target:
         return self.vector_bytes // 4
 
 
+_V2 = ("sse4_2", "ssse3", "popcnt")
 _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+_HERE = platform.machine()
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("x86-64-v2", 16, 16, ("-march=x86-64-v2",), "x86_64_v2", ("sse4_2", "ssse3", "popcnt"), l2_bytes=256 << 10),
+        Target(
+            "x86-64-v2", 16, 16, ("-march=x86-64-v2",), "x86_64_v2", ("sse4_2", "ssse3", "popcnt"), l2_bytes=256 << 10
+        ),
         Target("x86-64-v3", 32, 16, ("-march=x86-64-v3",), "x86_64_v3", _V3, l2_bytes=256 << 10),
         Target("x86-64-v4", 64, 32, ("-march=x86-64-v4", "-mprefer-vector-width=512"), "x86_64_v4", _V4),
-        Target("aarch64", 16, 32, ("-march=armv8-a",), "generic", ("asimd",), "aarch64", "aarch64-linux-gnu", 512 << 10),
-        Target("generic", 16, 16, (), "baseline", (), platform.machine(), f"{platform.machine()}-linux-gnu", 256 << 10),
+        Target(
+            "aarch64", 16, 32, ("-march=armv8-a",), "generic", ("asimd",), "aarch64", "aarch64-linux-gnu", 512 << 10
+        ),
+        Target("generic", 16, 16, (), "baseline", (), _HERE, f"{_HERE}-linux-gnu", 256 << 10),
     )
 }
 
@@ -63,7 +69,9 @@ def find_target(name: str) -> Target:
     if name == "native":
         return native_target()
     if name not in TARGETS:
-        raise CompileError(f"unknown target {name!r}", hint=nearest(name, [*TARGETS, "native"]) or "see `secateur targets`")
+        raise CompileError(
+            f"unknown target {name!r}", hint=nearest(name, [*TARGETS, "native"]) or "see `secateur targets`"
+        )
     return TARGETS[name]
 
 
@@ -71,8 +79,7 @@ def find_target(name: str) -> Target:
 def native_target() -> Target:
     """The last target of the table whose features this machine has."""
     fitting = [t for t in TARGETS.values() if t.machine == platform.machine() and not missing_features(t.features)]
-    best = max(fitting, key=lambda t: (t.vector_bytes, len(t.features)), default=TARGETS["generic"])
-    return best
+    return max(fitting, key=lambda t: (t.vector_bytes, len(t.features)), default=TARGETS["generic"])
 
 
 @cache

@@ -126,6 +126,14 @@ class Epilogue:
             self.pointers.append((name, position))
         self.kinds[value] = (name, kind)
 
+    def full_operands(self, result: DType) -> list[int]:
+        """Job operands that are shaped like the result and whose memory it may take over."""
+        return [
+            pointer
+            for (_, pointer), (value, (_, kind)) in zip(self.pointers, self.kinds.items(), strict=True)
+            if kind == "full" and isinstance(pointer, int) and value.type.dtype.bytes == result.bytes
+        ]
+
     def padded_channel(self, value: Value) -> bool:
         """Whether an operand may be read in whole vectors beyond its last column."""
         return self.pack and self.kinds[value][1] == "channel" and self.job.constant(value) is not None
@@ -137,9 +145,7 @@ class Epilogue:
 
     def params(self, dtype: DType) -> str:
         """Parameters of a tile function besides its own."""
-        return "".join(
-            f", const {CTYPE[value.type.dtype]} *{name}" for value, (name, _) in self.kinds.items()
-        )
+        return "".join(f", const {CTYPE[value.type.dtype]} *{name}" for value, (name, _) in self.kinds.items())
 
     def arguments(self, at: str, column: str) -> str:
         """Arguments for a tile whose first element is at offset `at` of the result and column `column`."""
@@ -308,13 +314,16 @@ class TileCode:
             source = f"load_{self.dtype}(t[i] + {j} * LANES)" if heavy else f"c[i][{j}]"
             lines.append(f"const v_{self.dtype} {accumulator} = {source};")
             count = "LANES" if valid == lanes else str(valid)
-            written, value = ([], accumulator)
+            written: list[str] = []
+            value = accumulator
             if self.epilogue:
                 written, value = self.epilogue.apply(
                     accumulator, {"channel": f"{j} * LANES", "full": f"i * {self.ldo}L + {j} * LANES"}, count, str(j)
                 )
             stored = to_memory(value, into)
             target = f"o + i * {self.ldo}L + {j} * LANES"
-            call = f"store_{into}({target}, {stored})" if valid == lanes else f"storen_{into}({target}, {stored}, {valid})"
+            call = (
+                f"store_{into}({target}, {stored})" if valid == lanes else f"storen_{into}({target}, {stored}, {valid})"
+            )
             lines += [*written, f"{call};"]
         return [*lines, "}"]

@@ -59,7 +59,9 @@ def find_compiler(cc: str | None = None) -> Compiler:
     if wanted:
         words = wanted.split()
         if not shutil.which(words[0]):
-            raise CompileError(f"C compiler {words[0]!r} is not on the PATH", hint="leave out --cc for the built-in one")
+            raise CompileError(
+                f"C compiler {words[0]!r} is not on the PATH", hint="leave out --cc for the built-in one"
+            )
         return Compiler(tuple(words), zig=words[0].endswith("zig"))
     if importlib.util.find_spec("ziglang"):
         return Compiler((sys.executable, "-m", "ziglang", "cc"), zig=True)
@@ -104,7 +106,9 @@ def _compile(command: list[str], folder: Path) -> None:
     done = _run(command, folder)
     if done.returncode:
         message = "\n".join(done.stderr.strip().splitlines()[:30]) or f"exit code {done.returncode}"
-        raise CompileError(f"the C compiler failed: {' '.join(command[:4])} ...\n{message}", hint=f"the source is kept in {folder}")
+        raise CompileError(
+            f"the C compiler failed: {' '.join(command[:4])} ...\n{message}", hint=f"the source is kept in {folder}"
+        )
 
 
 def _run(command: list[str], folder: Path | None) -> subprocess.CompletedProcess[str]:

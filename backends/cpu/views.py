@@ -7,6 +7,7 @@ buffer, and a kernel that cannot read a view gets a copy.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class View:
                     want *= group[-1]
                 else:
                     return None
-            if any(a[1] != b[0] * b[1] for a, b in zip(taken, taken[1:])):
+            if any(a[1] != b[0] * b[1] for a, b in pairwise(taken)):
                 return None
             inner = taken[-1][1]
             strides += [inner * numel(tuple(group[i + 1 :])) for i in range(len(group))]

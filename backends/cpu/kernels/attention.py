@@ -44,7 +44,7 @@ def _tiling(job: Job, rows: int, columns: int) -> Tiling:
 
 
 def _emit(job: Job) -> Kernel:
-    op, lanes = job.op, job.target.lanes
+    lanes = job.target.lanes
     (q, k, v), out = job.views[:3], job.results[0]
     batch, (s, d), (t, dv) = q.shape[:-2], q.shape[-2:], v.shape[-2:]
     width = VECTORS * lanes
@@ -67,6 +67,8 @@ def _emit(job: Job) -> Kernel:
     bias = job.views[3].broadcast((*batch, s, t)) if len(job.views) > 3 else None
     mask = f", ({CTYPE[bias.dtype]} const *)p[3] + mo" if bias else ""
     functions.append(_softmax(job, bias, t, padded))
+    count = scores_tiling.count
+    walks = {"qo": q.strides[:-2], "oo": out.strides[:-2]} | ({"mo": bias.strides[:-2]} if bias else {})
     tallest = max(scores_tiling.heights)
     sizes = [scores_tiling.panels * d * width, value_tiling.panels * t * width, tallest * padded]
     lines = [
@@ -78,7 +80,7 @@ def _emit(job: Job) -> Kernel:
         "long packed = -1;",
         "for (long u = begin; u < end; u++) {",
         f"const long block = u % {blocks}, head = u / {blocks}, shared = head / {repeat};",
-        *strided_offset(batch, {"qo": q.strides[:-2], "oo": out.strides[:-2], **({"mo": bias.strides[:-2]} if bias else {})}, "head"),
+        *strided_offset(batch, walks, "head"),
         "if (packed != shared) {",
         "packed = shared;",
         *["{", *strided_offset(grouped, {"ko": k.strides[:-2], "vo": v.strides[:-2]}, "shared")],
@@ -88,7 +90,8 @@ def _emit(job: Job) -> Kernel:
         f"for (long c = 0; c < {value_tiling.panels}; c++) {{",
         *pack_panel("float", f"(vp + c * {t * width}L)", "v + vo", t, dv, width, v.strides[-2], v.strides[-1]),
         *["}", "}", "}"],
-        f"for (long t = block * {scores_tiling.count} / {blocks}; t < (block + 1) * {scores_tiling.count} / {blocks}; t++) {{",
+        f"const long t0 = block * {count} / {blocks}, t1 = (block + 1) * {count} / {blocks};",
+        "for (long t = t0; t < t1; t++) {",
         f"const long m = t * {scores_tiling.base} + (t < {scores_tiling.extra} ? t : {scores_tiling.extra});",
     ]
     for height in scores_tiling.heights:
@@ -152,7 +155,15 @@ def _softmax(job: Job, bias: View | None, t: int, padded: int) -> str:
 
 
 def _rows(
-    height: int, scores: Tiling, values: Tiling, key_panel: int, value_panel: int, width: int, q: View, out: View, partial: bool,
+    height: int,
+    scores: Tiling,
+    values: Tiling,
+    key_panel: int,
+    value_panel: int,
+    width: int,
+    q: View,
+    out: View,
+    partial: bool,
     mask: str,
 ) -> list[str]:
     """Scores, softmax and weighted sum of one row tile of a given height."""

@@ -47,7 +47,9 @@ def window(job: Job) -> Window:
     op = job.anchor
     x, result, attrs = op.operands[0].type, op.result.type, op.attrs
     kernel = op.operands[1].shape[2:] if op.name == "conv" else attrs["kernel"]
-    return Window(*x.shape, *result.shape[1:3], kernel, attrs["stride"], attrs.get("dilation", (1, 1)), attrs["padding"][:2])
+    return Window(
+        *x.shape, *result.shape[1:3], kernel, attrs["stride"], attrs.get("dilation", (1, 1)), attrs["padding"][:2]
+    )
 
 
 def _match(job: Job) -> str:
@@ -148,18 +150,21 @@ class _Writer:
             f"const long n = u / {bands}, s = u % {bands};",
             f"for (long y = s * {item.out_height} / {bands}; y < (s + 1) * {item.out_height} / {bands}; y++) {{",
             f"const {self.ctype} *rows[{kh}];",
-            f"long valid = 0; (void)valid;",
+            "long valid = 0; (void)valid;",
             f"for (long j = 0; j < {kh}; j++) {{",
             f"const long iy = y * {item.stride[0]} + j * {item.dilation[0]} - {item.low[0]};",
             f"const int in = iy >= 0 && iy < {item.height};",
             f"rows[j] = in ? x + (n * {item.height} + iy) * {row}L : outside; valid += in;",
             "}",
-            f"{CTYPE[self.into]} *line = o + (n * {item.out_height} + y) * {item.out_width * item.channels}L; (void)line;",
             f"const long at0 = (n * {item.out_height} + y) * {item.out_width * item.channels}L;",
         ]
         full, tail = divmod(item.channels, self.lanes)
         if full:
-            lines += [f"for (long c = 0; c < {full * self.lanes}; c += LANES) {{", *self.channels(first, last, "LANES"), "}"]
+            lines += [
+                f"for (long c = 0; c < {full * self.lanes}; c += LANES) {{",
+                *self.channels(first, last, "LANES"),
+                "}",
+            ]
         if tail:
             lines += [f"{{ const long c = {full * self.lanes};", *self.channels(first, last, str(tail)), "}"]
         return "\n".join([*lines, "}", "}", "}"])
@@ -231,8 +236,9 @@ class _Writer:
         elif bias is not None:
             whole = self.epilogue.padded_channel(bias)
             tail = self.item.channels % self.lanes
-            partial = f"(c + LANES <= {self.item.channels} ? load_{self.dtype}(bias + c) : loadn_{self.dtype}(bias + c, {tail}))"
-            initial = f"load_{self.dtype}(bias + c)" if whole or not tail else partial
+            initial = f"load_{self.dtype}(bias + c)"
+            if tail and not whole:
+                initial = f"(c + LANES <= {self.item.channels} ? {initial} : loadn_{self.dtype}(bias + c, {tail}))"
         return [f"UNROLL for (int q = 0; q < {pixels}; q++) a[q] = {initial};"]
 
     def combine(self, accumulator: str, value: str, weight: str) -> str:
@@ -251,7 +257,11 @@ class _Writer:
         lines = [f"const v_{self.dtype} r0 = {value};", f"const long at = at0 + {at}; (void)at;"]
         written, result = self.epilogue.apply("r0", {"channel": "c", "full": "at"}, count)
         stored = to_memory(result, self.into)
-        call = f"store_{self.into}(o + at, {stored});" if count == "LANES" else f"storen_{self.into}(o + at, {stored}, {count});"
+        call = (
+            f"store_{self.into}(o + at, {stored});"
+            if count == "LANES"
+            else f"storen_{self.into}(o + at, {stored}, {count});"
+        )
         return [*lines, *written, call]
 
     def divisor(self, pixel: str) -> str:
@@ -264,8 +274,8 @@ class _Writer:
         for axis, name in ((0, "y"), (1, f"({pixel})")):
             low, high = attrs["padding"][axis], attrs["padding"][axis + 2]
             start = f"{name} * {item.stride[axis]} - {low}"
-            stop = f"({start} + {item.kernel[axis]} < {size[axis] + high} ? {start} + {item.kernel[axis]} : {size[axis] + high})"
-            parts.append(f"({stop} - ({start}))")
+            end, most = f"{start} + {item.kernel[axis]}", size[axis] + high
+            parts.append(f"(({end} < {most} ? {end} : {most}) - ({start}))")
         return " * ".join(parts)
 
 

@@ -17,8 +17,15 @@ import numpy as np
 from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.kernel import Family, Job, Kernel, family
 from secateur.backends.cpu.target import Target
-from secateur.backends.cpu.tile import Epilogue, TileCode, Tiling, check_epilogue, choose_tiling, pack_columns
-from secateur.backends.cpu.tile import row_stride_conflicts
+from secateur.backends.cpu.tile import (
+    Epilogue,
+    TileCode,
+    Tiling,
+    check_epilogue,
+    choose_tiling,
+    pack_columns,
+    row_stride_conflicts,
+)
 from secateur.backends.cpu.views import View, collapse
 from secateur.ir.graph import Value
 from secateur.ir.types import DType
@@ -125,10 +132,9 @@ def _cost(job: Job) -> float:
 
 def _packs(job: Job) -> set[int]:
     epilogue = _epilogue(job, problem(job).tiling(job.target))
-    values = [weight_operand(job), *epilogue.kinds]
-    positions = {job.position(v) for v in values if job.constant(v) is not None and (v.type.numel != 1 or v is values[0])}
-    scalars = {job.position(v) for v in epilogue.kinds if epilogue.kinds[v][1] == "scalar"}
-    return {p for p in positions if p is not None} - {p for p in scalars if p is not None}
+    channel = [v for v, (_, kind) in epilogue.kinds.items() if kind == "channel" and job.constant(v) is not None]
+    values = [weight_operand(job), *channel]
+    return {p for p in map(job.position, values) if p is not None}
 
 
 def _epilogue(job: Job, tiling: Tiling) -> Epilogue:
@@ -233,11 +239,7 @@ def _emit(job: Job) -> Kernel:
     assert anchor_input is not None
     args = (anchor_input, weights, ("result", 0), *(pointer for _, pointer in epilogue.pointers))
     units = item.groups * (1 if item.flat else item.images) * bands * column_groups
-    inplace = tuple(
-        pointer
-        for (name, pointer), (value, (_, kind)) in zip(epilogue.pointers, epilogue.kinds.items(), strict=True)
-        if kind == "full" and isinstance(pointer, int) and value.type.dtype.bytes == result.bytes and pointer != anchor_input
-    )
+    inplace = tuple(p for p in epilogue.full_operands(result) if p != anchor_input)
     note = f"{max(tiling.heights)}x{width} tiles, K {item.depth}, {'packed' if source.packed else 'direct'} input"
     return Kernel("\n\n".join([*functions, body]), args, units, writer.scratch(), inplace, note)
 
@@ -295,11 +297,13 @@ class _Loops:
     def _panels(self, inner: list[str], group: str) -> list[str]:
         """The loop over column panels around `inner`, which uses `b` and `column`."""
         count, step = self.tiling.panels, self.item.depth * self.width
-        base = f"{group} * {count * step}L + " if self.item.groups > 1 else ""
+        several = self.item.groups > 1
+        base = f"{group} * {count * step}L + " if several else ""
+        shift = f"{group} * {self.item.columns} + " if several else ""
         return [
             f"for (long c = q * {count} / {self.column_groups}; c < (q + 1) * {count} / {self.column_groups}; c++) {{",
             f"const {self.ctype} *b = w + {base}c * {step}L;",
-            f"const long column = {f'{group} * {self.item.columns} + ' if self.item.groups > 1 else ''}c * {self.width};",
+            f"const long column = {shift}c * {self.width};",
             *inner,
             "}",
         ]
@@ -393,7 +397,8 @@ class _Loops:
         inside = max(0, min(item.width, columns - left))
         reach = (item.kernel[0] - 1) * item.dilation[0] + 1
         lines = [
-            f"const long first = y0 * {item.stride[0]} - {item.low[0]}, rows = (y1 - y0 - 1) * {item.stride[0]} + {reach};",
+            f"const long first = y0 * {item.stride[0]} - {item.low[0]};",
+            f"const long rows = (y1 - y0 - 1) * {item.stride[0]} + {reach};",
             "for (long r = 0; r < rows; r++) {",
             f"{self.ctype} *to = band + r * {source.row}L;",
             "const long iy = first + r;",

@@ -7,7 +7,12 @@ from secateur.backends.cpu.kernel import Family, Job, Kernel, family, only, stre
 from secateur.ir.types import DType, numel
 
 _INDEX = """#undef PLACE
-#define PLACE(i, size) ((i) + ((i) < 0 ? (size) : 0) < 0 ? 0 : (i) + ((i) < 0 ? (size) : 0) >= (size) ? (size) - 1 : (i) + ((i) < 0 ? (size) : 0))"""
+#define PLACE(i, size)                                                                             \\
+    ({                                                                                             \\
+        long i_ = (i);                                                                             \\
+        i_ += i_ < 0 ? (size) : 0;                                                                 \\
+        i_ < 0 ? 0 : i_ >= (size) ? (size) - 1 : i_;                                               \\
+    })"""
 
 
 def _emit_gather(job: Job) -> Kernel:
@@ -18,10 +23,19 @@ def _emit_gather(job: Job) -> Kernel:
     ctype, itype = CTYPE[x.type.dtype], CTYPE[indices.type.dtype]
     # Slices of one element come in rows of indices, longer ones one by one.
     units = outer if inner == 1 else outer * count
-    lines = [_INDEX, "KERNEL(NAME) {", "(void)scratch;", f"const {ctype} *x = p[0];", f"const {itype} *at = p[1];", f"{ctype} *o = p[2];"]
+    lines = [
+        _INDEX,
+        "KERNEL(NAME) {",
+        "(void)scratch;",
+        f"const {ctype} *x = p[0];",
+        f"const {itype} *at = p[1];",
+        f"{ctype} *o = p[2];",
+    ]
     lines.append("for (long u = begin; u < end; u++) {")
     if inner == 1:
-        lines.append(f"for (long i = 0; i < {count}; i++) o[u * {count} + i] = x[u * {size}L + PLACE((long)at[i], {size}L)];")
+        lines.append(
+            f"for (long i = 0; i < {count}; i++) o[u * {count} + i] = x[u * {size}L + PLACE((long)at[i], {size}L)];"
+        )
     else:
         lines.append(f"const long i = at[u % {count}];")
         source = f"x + (u / {count} * {size}L + PLACE(i, {size}L)) * {inner}L"
@@ -59,7 +73,7 @@ def _assign(dtype: DType, reduction: str, target: str, value: str) -> str:
 
 
 def _emit_scatter(job: Job) -> Kernel:
-    x, indices, updates = job.op.operands
+    x, indices, _ = job.op.operands
     ctype, itype = CTYPE[x.type.dtype], CTYPE[indices.type.dtype]
     lines = [
         _INDEX,

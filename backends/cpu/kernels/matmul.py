@@ -68,13 +68,13 @@ def pack_panel(
     return [*lines, f"{into}[k_ * {width} + j_] = from_[j_ * {column}L + k_ * {row}L];"]
 
 
-def _right(job: Job, batch: tuple[int, ...]) -> tuple[View, tuple[int, ...], int, int]:
-    """The right side's view, its strides over the batch, along K and along N."""
+def _right(job: Job, batch: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """The right side's strides over the batch, along K and along N."""
     view = job.view(job.anchor.operands[1])
     if job.anchor.name == "linear":
-        return view, (), view.strides[1], view.strides[0]
+        return (), view.strides[1], view.strides[0]
     spread = view.broadcast((*batch, *view.shape[-2:]))
-    return view, spread.strides[:-2], view.strides[-2], view.strides[-1]
+    return spread.strides[:-2], view.strides[-2], view.strides[-1]
 
 
 def _emit(job: Job) -> Kernel:
@@ -87,7 +87,7 @@ def _emit(job: Job) -> Kernel:
     if op.name == "linear":
         left = left.reshape((m, k)) or left
     left_walk = left.broadcast((*batch, m, k)).strides
-    right, right_walk, row, column = _right(job, batch)
+    right_walk, row, column = _right(job, batch)
     unit = k == 1 or left_walk[-1] == 1
     direct = unit and not row_stride_conflicts(left_walk[-2] * dtype.bytes, max(tiling.heights))
     spread = 16 if row_stride_conflicts(k * dtype.bytes, max(tiling.heights)) else 0
@@ -116,7 +116,11 @@ def _emit(job: Job) -> Kernel:
     ]
     start = f"x + ao + m * {lda}L"
     if not direct:
-        lines += ["if (packed != part) {", "packed = part;", f"for (long i = 0; i < {m}; i++) for (long k = 0; k < {k}; k++)"]
+        lines += [
+            "if (packed != part) {",
+            "packed = part;",
+            f"for (long i = 0; i < {m}; i++) for (long k = 0; k < {k}; k++)",
+        ]
         lines += [f"rows[i * {lda}L + k] = x[ao + i * {left_walk[-2]}L + k * {left_walk[-1]}L];", "}"]
         start = f"rows + m * {lda}L"
     lines.append(f"for (long c = q * {tiling.panels} / {groups}; c < (q + 1) * {tiling.panels} / {groups}; c++) {{")
@@ -129,7 +133,12 @@ def _emit(job: Job) -> Kernel:
         *tile_calls(tiling, f"({start}, b, o + at{epilogue.arguments('at', 'column')});", last != width),
         *["}"] * 4,
     ]
-    args = (job.position(op.operands[0]), job.position(op.operands[1]), ("result", 0), *(q for _, q in epilogue.pointers))
+    args = (
+        job.position(op.operands[0]),
+        job.position(op.operands[1]),
+        ("result", 0),
+        *(q for _, q in epilogue.pointers),
+    )
     scratch = (k * width + (0 if direct else m * lda) + 64) * dtype.bytes
     note = f"{max(tiling.heights)}x{width} tiles, K {k}, right side packed at run time"
     return Kernel("\n\n".join([*functions, "\n".join(lines)]), args, numel(batch) * groups, scratch, note=note)  # type: ignore[arg-type]

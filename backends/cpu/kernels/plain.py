@@ -27,10 +27,11 @@ def _emit(job: Job) -> Kernel:
 
 def _emit_product(job: Job) -> Kernel:
     op, result = job.op, job.op.result
-    a, b = op.operands[:2]
+    a = op.operands[0]
     ctype, depth, columns = CTYPE[result.type.dtype], a.shape[-1], result.shape[-1]
     if op.name == "linear":
-        batch, rows = (), numel(result.shape[:-1])
+        batch: tuple[int, ...] = ()
+        rows = numel(result.shape[:-1])
         walk_a: tuple[int, ...] = (depth, 1)
         walk_b: tuple[int, ...] = (1, depth)
     else:
@@ -47,7 +48,9 @@ def _emit_product(job: Job) -> Kernel:
         f"const {ctype} *a = (const {ctype} *)p[0] + m * {walk_a[-2]}L, *b = p[1];",
     ]
     for axis in reversed(range(len(batch))):
-        lines.append(f"a += r % {batch[axis]} * {walk_a[axis]}L; b += r % {batch[axis]} * {walk_b[axis]}L; r /= {batch[axis]};")
+        lines.append(
+            f"a += r % {batch[axis]} * {walk_a[axis]}L; b += r % {batch[axis]} * {walk_b[axis]}L; r /= {batch[axis]};"
+        )
     lines += [
         f"for (long n = 0; n < {columns}; n++) {{",
         f"{ctype} total = {start};",
@@ -63,7 +66,7 @@ def _emit_conv(job: Job) -> Kernel:
     op = job.op
     x, w, result = op.operands[0].type, op.operands[1].type, op.result.type
     attrs, ctype = op.attrs, CTYPE[result.dtype]
-    (_, height, width, channels), (outs, depth, kh, kw) = x.shape, w.shape
+    (_, height, width, _), (outs, depth, kh, kw) = x.shape, w.shape
     sx, sw = contiguous_strides(x.shape), contiguous_strides(w.shape)
     group = outs // attrs["groups"]
     start = f"((const {ctype} *)p[2])[c]" if len(op.operands) > 2 else "0"

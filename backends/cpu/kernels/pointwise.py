@@ -17,7 +17,13 @@ Write = Callable[[list[str]], tuple[list[str], list[str]]]  # operand registers 
 
 
 def emit_loop(
-    inputs: Sequence[View], outputs: Sequence[View], shape: tuple[int, ...], lanes: int, write: Write, *, raw: bool = False
+    inputs: Sequence[View],
+    outputs: Sequence[View],
+    shape: tuple[int, ...],
+    lanes: int,
+    write: Write,
+    *,
+    raw: bool = False,
 ) -> tuple[str, int]:
     """C of a loop nest over `shape`, and its number of units.
 
@@ -134,15 +140,20 @@ def _emit(job: Job) -> Kernel:
 
     code, units = emit_loop(views, job.results, shape, job.target.lanes, write)
     positions = [job.position(value) for value in values]
-    args = [*(p for p in positions if p is not None), *(("result", i) for i in range(len(job.results)))]
+    operands = tuple(p for p in positions if p is not None)
+    results = tuple(("result", i) for i in range(len(job.results)))
     first = job.results[0]
     inplace = tuple(
         p
         for p, view in zip(positions, views, strict=True)
-        if p is not None and len(job.results) == 1 and view.shape == shape and view.contiguous and first.contiguous
+        if p is not None
+        and len(job.results) == 1
+        and view.shape == shape
+        and view.contiguous
+        and first.contiguous
         and view.dtype.bytes == first.dtype.bytes
     )
-    return Kernel(f"KERNEL(NAME) {{\n(void)scratch;\n{code}\n}}", tuple(args), units, inplace=inplace)
+    return Kernel(f"KERNEL(NAME) {{\n(void)scratch;\n{code}\n}}", (*operands, *results), units, inplace=inplace)
 
 
 POINTWISE = family(

@@ -123,12 +123,18 @@ def _across(job: Job, kept: list[tuple[int, int]], reduced: list[tuple[int, int]
             text.append(f"const {CTYPE[dtype]} *r{depth}_ = {source} + y{depth} * {stride}L;")
         pointer = f"r{len(reduced) - 1}_"
         for j, n in enumerate(counts):
-            load = f"load_{dtype}({pointer} + {j} * LANES)" if n == "LANES" else f"loadn_{dtype}({pointer} + {j} * LANES, {n})"
+            load = (
+                f"load_{dtype}({pointer} + {j} * LANES)"
+                if n == "LANES"
+                else f"loadn_{dtype}({pointer} + {j} * LANES, {n})"
+            )
             text.append(_combine(job, f"a{j}", from_memory(load, dtype)))
         text += ["}"] * len(reduced)
         for j, n in enumerate(counts):
             target, value = f"o + u / {chunks} * {inner} + c + {j} * LANES", _final(job, f"a{j}", count)
-            text.append(f"store_{dtype}({target}, {value});" if n == "LANES" else f"storen_{dtype}({target}, {value}, {n});")
+            text.append(
+                f"store_{dtype}({target}, {value});" if n == "LANES" else f"storen_{dtype}({target}, {value}, {n});"
+            )
         return text
 
     whole, rest = divmod(inner, width)

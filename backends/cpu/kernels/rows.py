@@ -76,7 +76,9 @@ def _softmax(count: int, lanes: int) -> list[str]:
         *_both(count, lanes, ["top = max_f32(KEEP(LOAD(x + i), -INFINITY), top);"]),
         "const float most = max_lanes_f32(top);",
         "v_f32 total = splat_f32(0.f);",
-        *_both(count, lanes, ["const v_f32 e = exp_f32(LOAD(x + i) - most);", "total += KEEP(e, 0.f);", "STORE(o + i, e);"]),
+        *_both(
+            count, lanes, ["const v_f32 e = exp_f32(LOAD(x + i) - most);", "total += KEEP(e, 0.f);", "STORE(o + i, e);"]
+        ),
         "const float scale = 1.f / sum_lanes_f32(total);",
     ]
 

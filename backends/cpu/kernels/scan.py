@@ -60,7 +60,7 @@ CUMULATIVE = family(
 
 def _emit_arg(job: Job) -> Kernel:
     x = job.op.operands[0].type
-    outer, size, inner = _around(x, job.op.attrs["axis"])
+    _, size, inner = _around(x, job.op.attrs["axis"])
     better = f"v {'>' if job.op.name == 'argmax' else '<'} best"
     if x.dtype.is_float:
         better = f"best == best && ({better} || v != v)"
