@@ -193,7 +193,7 @@ def _syntax_error(error: UnexpectedInput, text: str, file: str) -> CompileError:
     if isinstance(error, UnexpectedToken) and error.token.type != "$END":
         found, expected = f"unexpected {str(error.token)!r}", error.expected
     elif isinstance(error, UnexpectedCharacters):
-        found, expected = f"unexpected {text[error.pos_in_stream]!r}", error.allowed
+        found, expected = f"unexpected {text[error.pos_in_stream or 0]!r}", error.allowed
     else:
         found, expected = "the text ends too early", getattr(error, "expected", set())
     at_end = isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END")
@@ -212,7 +212,7 @@ class _Parser:
         self.file = file or "<text>"
 
     def error(self, message: str, at: Node, hint: str = "") -> CompileError:
-        place = at if isinstance(at, Token) else at.meta
+        place: Node = at if isinstance(at, Token) else at.meta
         return CompileError(message, span=Span(self.file, place.line, place.column), source=self.text, hint=hint)
 
     def graph(self, tree: Node) -> Graph:
@@ -253,8 +253,8 @@ class _Parser:
 
     def op(self, tree: Node, graph: Graph, scope: dict[str, Value]) -> None:
         parts = [child for child in tree.children if child is not None]
-        trees = {part.data: part for part in parts if isinstance(part, Tree)}
-        tokens = [part for part in parts if isinstance(part, Token)]
+        trees: dict[str, Node] = {part.data: part for part in parts if isinstance(part, Tree)}
+        tokens: list[Node] = [part for part in parts if isinstance(part, Token)]
         results = [token for token in tokens if token.type == "VALUE"]
         name = next(token for token in tokens if token.type == "NAME")
         types = [self.type(part) for part in parts if isinstance(part, Tree) and part.data == "type"]

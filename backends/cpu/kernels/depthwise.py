@@ -47,8 +47,18 @@ def window(job: Job) -> Window:
     op = job.anchor
     x, result, attrs = op.operands[0].type, op.result.type, op.attrs
     kernel = op.operands[1].shape[2:] if op.name == "conv" else attrs["kernel"]
+    images, height, width, channels = x.shape
     return Window(
-        *x.shape, *result.shape[1:3], kernel, attrs["stride"], attrs.get("dilation", (1, 1)), attrs["padding"][:2]
+        images=images,
+        height=height,
+        width=width,
+        channels=channels,
+        out_height=result.shape[1],
+        out_width=result.shape[2],
+        kernel=kernel,
+        stride=attrs["stride"],
+        dilation=attrs.get("dilation", (1, 1)),
+        low=attrs["padding"][:2],
     )
 
 
