@@ -26,6 +26,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _STORED = {"bf16": "uint16", "bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64"}
 _STORED |= {name: f"{'u' if name[0] == 'u' else ''}int{name[1:]}" for name in ("i8", "u8", "i16", "i32", "i64")}
+_opened: dict[Path, list[str]] = {}  # hashes of the libraries that were loaded from a path so far
 
 
 class Report(dict[str, Any]):
@@ -46,8 +47,9 @@ class Program:
     """A compiled network, ready to run.
 
     `program(*inputs)` takes NumPy arrays or torch tensors and returns the same kind: one result
-    bare, several as a tuple. An instance computes one call at a time; calls from several threads
-    wait for each other.
+    bare, several as a tuple. bf16 results are uint16 where ml_dtypes is not installed. An instance
+    computes one call at a time; calls from several threads wait for each other. After a fork the
+    child starts threads of its own.
 
     Attributes:
         folder: the artefact.
@@ -58,22 +60,31 @@ class Program:
         self.folder = folder
         self.manifest = manifest
         self._keep = keep  # a temporary folder that lives as long as the program
+        self._threads = threads
         name = manifest["name"]
-        library = ctypes.CDLL(str(folder / manifest["library"]))
-        self._run = library[f"{name}_run"]
-        self._run.argtypes = [ctypes.c_void_p] * 3
-        create, destroy = library[f"{name}_create"], library[f"{name}_destroy"]
-        create.argtypes, destroy.argtypes = [ctypes.c_void_p, ctypes.c_int], [ctypes.c_void_p]
-        destroy.restype = None
-        handle = ctypes.c_void_p()
-        status = create(ctypes.byref(handle), threads or 0)
-        if status:
-            reason = {-1: f"{threads} threads are not possible", -2: "not enough memory"}.get(
-                status, "no thread to be had"
+        library = _open_library(folder, manifest)
+        try:
+            self._run, self._create, self._destroy = (
+                library[f"{name}_{verb}"] for verb in ("run", "create", "destroy")
             )
-            raise CompileError(f"cannot start the program in {folder}: {reason}")
+        except AttributeError as error:
+            raise CompileError(f"{folder} cannot be loaded: {error}") from None
+        self._run.argtypes = [ctypes.c_void_p] * 3
+        self._create.argtypes, self._destroy.argtypes = [ctypes.c_void_p, ctypes.c_int], [ctypes.c_void_p]
+        self._destroy.restype = None
+        self._start()
+
+    def _start(self) -> None:
+        """Allocate the arena and start the threads."""
+        handle = ctypes.c_void_p()
+        status = self._create(ctypes.byref(handle), self._threads or 0)
+        if status:
+            reasons = {-1: f"{self._threads} threads are not possible", -2: "not enough memory"}
+            reason = reasons.get(status, "no thread to be had")
+            raise CompileError(f"cannot start the program in {self.folder}: {reason}")
         self._handle = handle
-        self._finalizer = weakref.finalize(self, destroy, handle)
+        self._process = os.getpid()
+        self._finalizer = weakref.finalize(self, _stop, self._destroy, handle, self._process)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run once.
@@ -90,6 +101,8 @@ class Program:
 
     def run_into(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         """Run on contiguous arrays that are known to fit, into arrays that exist: nothing is allocated."""
+        if os.getpid() != self._process:  # a fork copies memory, but not threads
+            self._start()
         ins = (ctypes.c_void_p * max(1, len(inputs)))(*(array.ctypes.data for array in inputs))
         outs = (ctypes.c_void_p * max(1, len(outputs)))(*(array.ctypes.data for array in outputs))
         self._run(self._handle, ins, outs)
@@ -100,12 +113,16 @@ class Program:
             raise CompileError(f"the program takes {len(wanted)} inputs, got {len(inputs)}")
         arrays = []
         for position, (item, spec) in enumerate(zip(inputs, wanted, strict=True)):
-            array, dtype = _as_numpy(item)
-            if dtype != spec["dtype"] or list(array.shape) != spec["shape"]:
-                name = f"input {position}" + (f" ({spec['name']})" if spec["name"] else "")
+            name = f"input {position}" + (f" ({spec['name']})" if spec["name"] else "")
+            try:
+                array, dtype = _as_numpy(item)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise CompileError(f"{name} is not a tensor: {error}") from None
+            stored = _STORED[spec["dtype"]]
+            if dtype not in (spec["dtype"], stored) or list(array.shape) != spec["shape"]:
                 shape, given = ",".join(map(str, spec["shape"])), ",".join(map(str, array.shape))
                 raise CompileError(f"{name} must be {spec['dtype']}[{shape}], got {dtype}[{given}]")
-            arrays.append(np.ascontiguousarray(array))
+            arrays.append(np.require(array, stored, ["C_CONTIGUOUS", "ALIGNED"]))
         return arrays
 
     def save(self, folder: str | Path) -> Path:
@@ -152,21 +169,51 @@ def _as_caller(array: np.ndarray, dtype: str, as_torch: bool) -> Any:
         tensor = torch.from_numpy(array)
         return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
     if dtype == "bf16":
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError:
+            return array
         return array.view(ml_dtypes.bfloat16)
     return array
+
+
+def _stop(destroy: Any, handle: ctypes.c_void_p, process: int) -> None:
+    """Stop a program's threads, which are only there in the process that started them."""
+    if os.getpid() == process:
+        destroy(handle)
+
+
+def _open_library(folder: Path, manifest: dict[str, Any]) -> ctypes.CDLL:
+    """The artefact's library.
+
+    The dynamic loader knows what it has loaded by its path and does not look into the file again,
+    so another library that came to lie at the same path needs the path spelt differently.
+    """
+    path = folder.absolute() / manifest["library"]
+    hashes = _opened.setdefault(path, [])
+    digest = manifest["files"][manifest["library"]]["sha256"]
+    if digest not in hashes:
+        hashes.append(digest)
+    try:
+        return ctypes.CDLL(f"{path.parent}{'/' * (1 + hashes.index(digest))}{path.name}")
+    except OSError as error:
+        raise CompileError(f"{path} cannot be loaded: {error}") from None
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json` with the size and SHA-256 of every other file of the folder."""
+    """Write `manifest.json` with the size and SHA-256 of every other file of the folder, and its own hash."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     listed = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
-    text = json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1)
-    (folder / MANIFEST).write_text(text + "\n")
+    content = {"format": FORMAT, **manifest, "files": listed}
+    (folder / MANIFEST).write_text(json.dumps({**content, "sha256": _seal(content)}, indent=1) + "\n")
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """The hash of what a manifest says."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def install(source: Path, target: Path) -> None:
@@ -179,6 +226,9 @@ def install(source: Path, target: Path) -> None:
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         fresh, old = beside / "new", beside / "old"
         shutil.copytree(source, fresh)
+        mask = os.umask(0)
+        os.umask(mask)
+        fresh.chmod(0o777 & ~mask)  # the source may be a private temporary folder
         if target.exists():
             os.rename(target, old)
         os.rename(fresh, target)
@@ -227,25 +277,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise CompileError(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
-        names = [manifest["name"], *(entry["name"] for entry in (*manifest["inputs"], *manifest["outputs"]))]
-        known = all(entry["dtype"] in _STORED for entry in (*manifest["inputs"], *manifest["outputs"]))
-        needed = (
-            manifest["library"] in manifest["files"],
-            isinstance(manifest["features"], list),
-            "machine" in manifest,
-        )
-        if not (known and all(needed) and all(isinstance(name, str) for name in names)):
-            raise ValueError("fields are missing or wrong")
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", manifest["name"]):
-            raise ValueError("the name is not an identifier")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if manifest.pop("sha256") != _seal(manifest):
+            raise ValueError("it does not match its own hash: it was changed or is damaged")
+        _check_fields(manifest)
+    except KeyError as error:
+        raise CompileError(f"{path} is not a readable manifest: {error} is missing") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CompileError(f"{path} is not a readable manifest: {error}") from None
     return dict(manifest)
 
 
+def _check_fields(manifest: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where what running relies on is missing or wrong."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", manifest["name"]):
+        raise ValueError(f"the name {manifest['name']!r} is not an identifier")
+    for entry in (*manifest["inputs"], *manifest["outputs"]):
+        if entry["dtype"] not in _STORED:
+            raise ValueError(f"the element type {entry['dtype']!r} is not known")
+        if not all(isinstance(size, int) and size >= 0 for size in entry["shape"]):
+            raise ValueError(f"{entry['shape']} is not a shape")
+    texts = [
+        manifest["machine"],
+        *manifest["features"],
+        *(t["name"] for t in (*manifest["inputs"], *manifest["outputs"])),
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is not a text")
+    for name, entry in manifest["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"the file {name!r} is not in the folder itself")
+        if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+            raise ValueError(f"size or hash of {name!r} are wrong")
+    if manifest["library"] not in manifest["files"]:
+        raise ValueError("the library is not among the files")
+
+
 def _check_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
     path = folder / name
-    if Path(name).name != name or not path.is_file() or path.is_symlink():
+    if not path.is_file() or path.is_symlink():
         raise CompileError(f"{folder}: file {name!r} is missing")
     size = path.stat().st_size
     if size != entry["bytes"]:

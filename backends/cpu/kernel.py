@@ -6,18 +6,20 @@ registry collects families from `kernels/`; tests and benchmarks enumerate it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from secateur.backends.cpu.target import Target
 from secateur.backends.cpu.views import View
+from secateur.ir.builder import Builder
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.opdef import lookup
 from secateur.ir.ops.constant import constant_value
-from secateur.ir.types import TensorType
+from secateur.ir.types import DType, TensorType
 
 
 @dataclass
@@ -101,6 +103,47 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A representative job: what a family's test compares with the interpreter and its benchmark times.
+
+    Attributes:
+        op: the anchor's name.
+        operands: types of its operands; those at `constants` are known at compile time.
+        attrs: the anchor's attributes.
+        epilogue: elementwise ops of one operand that follow it.
+    """
+
+    op: str
+    operands: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    constants: tuple[int, ...] = ()
+    epilogue: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " + ".join((f"{self.op}({', '.join(self.operands)})", *self.epilogue))
+
+    def graph(self, rng: np.random.Generator) -> Graph:
+        """The graph of the example, with random constants."""
+        b = Builder.graph("example")
+        values = []
+        for position, text in enumerate(self.operands):
+            type = TensorType.parse(text)
+            known = position in self.constants
+            values.append(b.constant(draw(type, rng)) if known else b.into.add_input(type))
+        results = list(b.op(self.op, values, dict(self.attrs)).results)
+        for name in self.epilogue:
+            results[0] = b.op(name, [results[0]], {}).result
+        return b.returns(*results)
+
+
+def draw(type: TensorType, rng: np.random.Generator) -> np.ndarray:
+    """Random data for a benchmark or test: normal floats, small integers that are valid indices."""
+    if type.dtype.is_float:
+        return np.asarray(rng.standard_normal(type.shape)).astype(type.dtype.numpy)
+    return np.asarray(rng.integers(0, 2 if type.dtype is DType.BOOL else 8, type.shape)).astype(type.dtype.numpy)
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of kernels.
 
@@ -113,6 +156,7 @@ class Family:
         accepts: whether operand `position` may be this (not contiguous) view.
         places: whether the result may be written in a permuted layout whose last axis stays last.
         packs: operand positions that the family reads as constants and packs itself.
+        examples: jobs that stand for what the family is for: its test and its benchmark.
     """
 
     name: str
@@ -123,6 +167,7 @@ class Family:
     accepts: Callable[[Job, int, View], bool] = lambda job, position, view: False
     places: bool = False
     packs: Callable[[Job], set[int]] = field(default=lambda job: set())
+    examples: tuple[Example, ...] = ()
 
 
 REGISTRY: dict[str, Family] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.backends.cpu.cexpr import CTYPE, from_memory, literal
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.matmul import pack_panel, strided_offset
 from secateur.backends.cpu.tile import TileCode, Tiling, choose_tiling
 from secateur.backends.cpu.views import View
@@ -191,5 +191,13 @@ ATTENTION = family(
         cost=_cost,
         accepts=_accepts,
         places=True,
+        examples=(
+            Example("attention", ("f32[1,12,128,32]",) * 3, {"scale": 0.2}),
+            Example("attention", ("f32[1,12,197,64]",) * 3, {"scale": 0.125}),
+            Example(
+                "attention", ("f32[2,8,33,24]", "f32[2,2,33,24]", "f32[2,2,33,24]"), {"scale": 0.2, "causal": True}
+            ),
+            Example("attention", ("f32[1,2,9,8]",) * 3 + ("bool[1,1,1,9]",), {"scale": 0.3}),
+        ),
     )
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.backends.cpu.cexpr import CTYPE, literal, to_memory
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.tile import Epilogue, check_epilogue
 from secateur.ir.types import DType
 
@@ -46,7 +46,7 @@ class Window:
 def window(job: Job) -> Window:
     op = job.anchor
     x, result, attrs = op.operands[0].type, op.result.type, op.attrs
-    kernel = op.operands[1].shape[2:] if op.name == "conv" else attrs["kernel"]
+    kernel: tuple[int, int] = op.operands[1].shape[2:] if op.name == "conv" else attrs["kernel"]  # type: ignore[assignment]
     images, height, width, channels = x.shape
     return Window(
         images=images,
@@ -289,6 +289,15 @@ class _Writer:
         return " * ".join(parts)
 
 
+def _depthwise(size: int, channels: int, kernel: int, stride: int) -> Example:
+    padding = (kernel // 2,) * 4
+    attrs = {"stride": (stride, stride), "padding": padding, "dilation": (1, 1), "channels_last": True}
+    types = (f"f32[1,{size},{size},{channels}]", f"f32[{channels},1,{kernel},{kernel}]", f"f32[{channels}]")
+    return Example("conv", types, {**attrs, "groups": channels}, constants=(1, 2), epilogue=("relu",))
+
+
+_POOL = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1, 1, 1), "channels_last": True}
+
 DEPTHWISE = family(
     Family(
         name="depthwise",
@@ -297,5 +306,11 @@ DEPTHWISE = family(
         emit=_emit,
         cost=_cost,
         packs=_packs,
+        examples=(
+            *(_depthwise(*sizes) for sizes in ((112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (14, 384, 3, 1))),
+            *(_depthwise(*sizes) for sizes in ((28, 240, 5, 1), (7, 960, 3, 1), (56, 96, 7, 1), (9, 35, 3, 2))),
+            Example("max_pool", ("f32[1,112,112,64]",), {**_POOL, "dilation": (1, 1)}),
+            Example("avg_pool", ("f32[1,56,56,64]",), _POOL),
+        ),
     )
 )

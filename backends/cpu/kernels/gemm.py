@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from secateur.backends.cpu.cexpr import CTYPE
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.target import Target
 from secateur.backends.cpu.tile import (
     Epilogue,
@@ -424,6 +424,17 @@ class _Loops:
         return [*lines, "}"]
 
 
+def _convolution(size: int, channels: int, outs: int, kernel: int, stride: int) -> Example:
+    attrs = {"stride": (stride, stride), "padding": (kernel // 2,) * 4, "dilation": (1, 1), "channels_last": True}
+    types = (f"f32[1,{size},{size},{channels}]", f"f32[{outs},{channels},{kernel},{kernel}]", f"f32[{outs}]")
+    return Example("conv", types, attrs, constants=(1, 2), epilogue=("relu",))
+
+
+def _product(rows: int, depth: int, columns: int) -> Example:
+    types = (f"f32[{rows},{depth}]", f"f32[{columns},{depth}]", f"f32[{columns}]")
+    return Example("linear", types, constants=(1, 2))
+
+
 GEMM = family(
     Family(
         name="gemm",
@@ -433,5 +444,13 @@ GEMM = family(
         cost=_cost,
         accepts=lambda job, position, view: position == job.position(job.anchor.operands[0]),
         packs=_packs,
+        examples=(
+            *(_convolution(*sizes) for sizes in ((56, 64, 64, 3, 1), (28, 128, 128, 3, 1), (14, 256, 256, 3, 1))),
+            *(_convolution(*sizes) for sizes in ((7, 512, 512, 3, 1), (224, 3, 64, 7, 2), (56, 256, 512, 1, 2))),
+            *(_convolution(*sizes) for sizes in ((56, 64, 256, 1, 1), (14, 1024, 256, 1, 1), (7, 320, 1280, 1, 1))),
+            *(_product(*sizes) for sizes in ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (1, 2048, 1000))),
+            Example("matmul", ("f32[3,50,70]", "f32[70,30]"), constants=(1,), epilogue=("gelu",)),
+            Example("linear", ("f64[33,70]", "f64[30,70]", "f64[30]"), constants=(1, 2)),
+        ),
     )
 )

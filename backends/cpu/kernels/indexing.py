@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.backends.cpu.cexpr import CTYPE
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family, only, streaming_cost
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family, only, streaming_cost
 from secateur.ir.types import DType, numel
 
 _INDEX = """#undef PLACE
@@ -49,7 +49,11 @@ GATHER = family(
         doc="Slices at run-time indices, copied whole.",
         match=only("gather"),
         emit=_emit_gather,
-        cost=streaming_cost,
+        cost=lambda job: job.result_type.bytes / 4.0 + 200.0,
+        examples=(
+            Example("gather", ("f32[30522,384]", "i64[1,128]"), {"axis": 0}, (0,)),
+            Example("gather", ("f32[12,128]", "i32[40]"), {"axis": 1}),
+        ),
     )
 )
 
@@ -113,5 +117,6 @@ SCATTER = family(
         match=only("scatter_elements", "scatter_nd"),
         emit=_emit_scatter,
         cost=streaming_cost,
+        examples=(Example("scatter_elements", ("f32[64,9]", "i64[8,9]", "f32[8,9]"), {"axis": 0, "reduction": "add"}),),
     )
 )

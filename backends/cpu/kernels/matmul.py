@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.backends.cpu.cexpr import CTYPE
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.gemm import DTYPES
 from secateur.backends.cpu.tile import Epilogue, TileCode, Tiling, check_epilogue, choose_tiling, row_stride_conflicts
 from secateur.backends.cpu.views import View
@@ -174,5 +174,10 @@ MATMUL = family(
         emit=_emit,
         cost=_cost,
         accepts=_accepts,
+        examples=(
+            Example("matmul", ("f32[12,128,64]", "f32[12,64,128]")),
+            Example("matmul", ("f32[197,768]", "f32[768,197]"), epilogue=("relu",)),
+            Example("linear", ("f32[5,33,70]", "f32[30,70]", "f32[30]")),
+        ),
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.backends.cpu.cexpr import CTYPE
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.views import contiguous_strides
 from secateur.ir.types import DType, numel
 
@@ -95,6 +95,8 @@ def _emit_conv(job: Job) -> Kernel:
     return Kernel("\n".join(lines), (*range(len(op.operands)), ("result", 0)), units)
 
 
+_STRIDES = {"stride": (2, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1)}
+
 PLAIN = family(
     Family(
         name="plain",
@@ -103,5 +105,6 @@ PLAIN = family(
         emit=_emit,
         cost=lambda job: job.op.result.type.numel * numel(job.op.operands[1].shape[1:]) * 4.0 + 1000.0,
         accepts=lambda job, position, view: job.op.name == "matmul" and position < 2,
+        examples=(Example("conv", ("f32[1,9,9,6]", "f32[8,3,3,3]"), {**_STRIDES, "groups": 2, "channels_last": True}),),
     )
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family, streaming_cost
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family, streaming_cost
 from secateur.backends.cpu.views import View, collapse
 from secateur.ir.graph import Value
 from secateur.ir.opdef import lookup
@@ -164,5 +164,11 @@ POINTWISE = family(
         emit=_emit,
         cost=streaming_cost,
         accepts=lambda job, position, view: True,
+        examples=(
+            Example("add", ("f32[1,56,56,256]",) * 2, epilogue=("relu",)),
+            Example("mul", ("f32[1,56,56,144]", "f32[1,1,1,144]")),
+            Example("gelu", ("f32[128,3072]",)),
+            Example("add", ("f32[128,768]", "f32[768]"), epilogue=("silu", "tanh")),
+        ),
     )
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.backends.cpu.cexpr import CTYPE, from_memory, literal, register_type, to_memory, vector_type
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family, streaming_cost
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family, streaming_cost
 from secateur.backends.cpu.views import View, collapse
 from secateur.ir.types import DType, numel
 
@@ -198,5 +198,10 @@ REDUCE = family(
         emit=_emit,
         cost=streaming_cost,
         accepts=lambda job, position, view: True,
+        examples=(
+            Example("reduce_mean", ("f32[1,7,7,2048]",), {"axes": (1, 2), "keepdims": True}),
+            Example("reduce_sum", ("f32[512,1000]",), {"axes": (1,)}),
+            Example("reduce_max", ("i32[33,50,17]",), {"axes": (0, 2)}),
+        ),
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.tile import Epilogue, check_epilogue
 from secateur.ir.types import DType, numel
 
@@ -145,5 +145,10 @@ ROWS = family(
         match=_match,
         emit=_emit,
         cost=_cost,
+        examples=(
+            Example("softmax", ("f32[12,128,128]",), {"axis": 2}),
+            Example("layer_norm", ("f32[128,768]", "f32[768]", "f32[768]"), {"dims": 1, "eps": 1e-5}, (1, 2)),
+            Example("rms_norm", ("f32[128,2048]", "f32[2048]"), {"dims": 1, "eps": 1e-6}, (1,), ("relu",)),
+        ),
     )
 )

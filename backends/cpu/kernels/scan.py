@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.backends.cpu.cexpr import CTYPE
-from secateur.backends.cpu.kernel import Family, Job, Kernel, family, only, streaming_cost
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family, only, streaming_cost
 from secateur.ir.types import DType, TensorType, numel
 
 
@@ -54,6 +54,7 @@ CUMULATIVE = family(
         match=only("cumsum", "cumprod"),
         emit=_emit_cumulative,
         cost=lambda job: job.result_type.numel * 4.0 + 200,
+        examples=(Example("cumsum", ("f32[64,500]",), {"axis": 1}),),
     )
 )
 
@@ -90,6 +91,7 @@ ARG = family(
         match=only("argmax", "argmin"),
         emit=_emit_arg,
         cost=lambda job: job.op.operands[0].type.numel * 2.0 + 200,
+        examples=(Example("argmax", ("f32[128,1000]",), {"axis": 1}),),
     )
 )
 
@@ -151,5 +153,9 @@ SORT = family(
         match=only("sort", "topk"),
         emit=_emit_sort,
         cost=lambda job: job.op.operands[0].type.numel * 40.0 + streaming_cost(job),
+        examples=(
+            Example("topk", ("f32[16,1000]",), {"k": 5, "axis": 1}),
+            Example("sort", ("i32[8,100]",), {"axis": 1}),
+        ),
     )
 )
