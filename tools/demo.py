@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def demo(output: Path, threads: int, per_module: int, rounds: int, ui: Ui) -> int:
     passages = standard_library(per_module)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # the reference only: on a busy machine, barriers of two thread pools starve each other
     with ui.progress() as progress:
         model, program, facts = compile_encoder(output, threads, progress)
         tokens, mask = tokenize([*QUESTIONS, *(f"{passage.name}: {passage.text}" for passage in passages)])
