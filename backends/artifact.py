@@ -219,10 +219,12 @@ def _seal(content: dict[str, Any]) -> str:
 def install(source: Path, target: Path) -> None:
     """Copy an artefact beside `target`, then put it there in one rename."""
     target = target.absolute()
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise CompileError(f"{target} exists and is not an artefact", hint="choose another folder, or remove it first")
     beside = None
     try:
+        if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise CompileError(
+                f"{target} exists and is not an artefact", hint="choose another folder, or remove it first"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         fresh, old = beside / "new", beside / "old"
