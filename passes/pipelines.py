@@ -16,5 +16,5 @@ PIPELINES: dict[str, list[str]] = {
     # What every backend wants: no choice of layout, no boxes.
     "default": DEFAULT,
     # What the CPU backend adds behind it: channels last, and one box a kernel.
-    "cpu": ["layout", "fold", "cse", "dce", "fuse", "dce"],
+    "cpu": ["merge_linear", "layout", "fold", "cse", "dce", "fuse", "dce"],
 }
