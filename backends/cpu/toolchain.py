@@ -90,22 +90,23 @@ def build(
     objects = [f"{Path(name).stem}.o" for name in order]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         jobs = [
-            pool.submit(_compile, [*compiler.command, *flags, "-I.", "-c", source, "-o", object], folder)
+            pool.submit(_compile, [*compiler.command, *flags, "-c", source], object, folder)
             for source, object in zip(order, objects, strict=True)
         ]
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
             if progress:
                 progress(done / (len(jobs) + 1))
-    _compile([*compiler.command, *flags, "-shared", "-o", library, *objects, "-lm", "-lpthread"], folder)
+    _compile([*compiler.command, *flags, "-shared", *objects, "-lm", "-lpthread"], library, folder)
     for name in objects:
         (folder / name).unlink()
 
 
-def _compile(command: list[str], folder: Path) -> None:
-    done = _run(command, folder)
-    if done.returncode:
-        message = "\n".join(done.stderr.strip().splitlines()[:30]) or f"exit code {done.returncode}"
+def _compile(command: list[str], output: str, folder: Path) -> None:
+    done = _run([*command, "-o", output], folder)
+    if done.returncode or not (folder / output).is_file():
+        message = "\n".join(done.stderr.strip().splitlines()[:30])
+        message = message or f"exit code {done.returncode}, and there is no {output}"
         raise CompileError(
             f"the C compiler failed: {' '.join(command[:4])} ...\n{message}", hint=f"the source is kept in {folder}"
         )
@@ -115,4 +116,9 @@ def _run(command: list[str], folder: Path | None) -> subprocess.CompletedProcess
     environment = dict(os.environ)
     if not os.access(Path.home(), os.W_OK):
         environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(Path(tempfile.gettempdir()) / "secateur-zig-cache"))
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    try:
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:  # a command that is no program
+        return subprocess.CompletedProcess(command, 127, "", str(error))
