@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from lark import Lark, Token, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.opdef import OpDef, lookup
+from secateur.ir.syntax import load_grammar, parse_text
 from secateur.ir.types import DType, TensorType
 
 Node: TypeAlias = Any  # a lark tree or token: what its children are, the grammar says and lark's types do not
@@ -167,8 +167,7 @@ def _attr(value: Any) -> str:
 
 @cache
 def _grammar() -> Lark:
-    text = (Path(__file__).parent / "grammar.lark").read_text()
-    return Lark(text, parser="lalr", propagate_positions=True, maybe_placeholders=True)
+    return load_grammar("grammar.lark")
 
 
 def parse(text: str, weights: Mapping[str, np.ndarray] | None = None, *, file: str = "") -> Graph:
@@ -182,27 +181,8 @@ def parse(text: str, weights: Mapping[str, np.ndarray] | None = None, *, file: s
     Raises:
         CompileError: with line, column and a caret.
     """
-    try:
-        tree = _grammar().parse(text)
-    except UnexpectedInput as error:
-        raise _syntax_error(error, text, file) from None
+    tree = parse_text(_grammar(), text, file, _TERMINALS)
     return _Parser(text, weights or {}, file).graph(tree.children[0])
-
-
-def _syntax_error(error: UnexpectedInput, text: str, file: str) -> CompileError:
-    if isinstance(error, UnexpectedToken) and error.token.type != "$END":
-        found, expected = f"unexpected {str(error.token)!r}", error.expected
-    elif isinstance(error, UnexpectedCharacters):
-        found, expected = f"unexpected {text[error.pos_in_stream or 0]!r}", error.allowed
-    else:
-        found, expected = "the text ends too early", getattr(error, "expected", set())
-    at_end = isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END")
-    lines = text.splitlines() or [""]
-    line, column = (len(lines), len(lines[-1]) + 1) if at_end else (error.line, error.column)
-    known = {t.name: t.pattern.value for t in _grammar().terminals}
-    wanted = sorted({_TERMINALS.get(name, repr(known.get(name, name).replace("\\", ""))) for name in expected})
-    hint = f"expected {' or '.join(wanted)}" if 0 < len(wanted) <= 8 else ""
-    return CompileError(found, span=Span(file or "<text>", line, column), source=text, hint=hint)
 
 
 class _Parser:
