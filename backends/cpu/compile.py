@@ -12,10 +12,11 @@ from typing import Any
 from secateur.backends.artifact import Program, load, write_manifest
 from secateur.backends.cpu.emit import emit
 from secateur.backends.cpu.legalize import legalize
-from secateur.backends.cpu.lower import Lowered, lower
+from secateur.backends.cpu.lower import Lowered, Step, lower
 from secateur.backends.cpu.plan import plan
 from secateur.backends.cpu.target import default_threads, find_target
 from secateur.backends.cpu.toolchain import FLAGS, build, find_compiler
+from secateur.backends.cpu.views import ARENA, WEIGHT, Buffer
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Value
 from secateur.ir.opdef import lookup
@@ -24,6 +25,12 @@ from secateur.passes.manager import PassManager, resolve
 
 PIPELINE = "cpu"
 Progress = Callable[[str, float], None]
+# Words of C, and files and functions that every artefact has.
+_WORDS = """asm auto break case char const continue default do double else enum extern float for goto if inline int
+    long register restrict return short signed sizeof static struct switch typedef typeof union unsigned void volatile
+    while pool program pthread secateur"""
+_TAKEN = frozenset(_WORDS.split())
+)
 
 
 def compile_graph(
@@ -89,6 +96,8 @@ def compile_to(
     report = progress or (lambda stage, share: None)
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
         raise CompileError(f"name {name!r} must be lower-case letters, digits and underscores")
+    if name in _TAKEN or name.startswith("kernels_"):
+        raise CompileError(f"the name {name!r} means something else in C or in the artefact")
     if threads is not None and not 1 <= threads <= 256:
         raise CompileError(f"threads must be 1 to 256, got {threads}")
     machine, compiler = find_target(target), find_compiler(cc)
@@ -99,7 +108,7 @@ def compile_to(
     legalize(optimized, machine)
     program = lower(optimized, machine, lambda share: report("kernels", share))
     arena_bytes = plan(program)
-    kernels = _kernels(program)
+    kernels, buffers = _kernels(program), _memory(program)
     count = threads or default_threads()
     written = emit(program, folder, name, arena_bytes, count)
     report("kernels", 1.0)
@@ -125,6 +134,7 @@ def compile_to(
             "sources": written.sources,
             "passes": [{"name": r.name, "seconds": round(r.seconds, 4), "ops": r.ops_after} for r in manager.records],
             "kernels": [{**row, "function": fn} for row, fn in zip(kernels, written.kernels, strict=True)],
+            "buffers": buffers,
         },
     )
 
@@ -134,8 +144,9 @@ def _describe(values: Sequence[Value]) -> list[dict[str, Any]]:
 
 
 def _kernels(program: Lowered) -> list[dict[str, Any]]:
-    """A row for each step: what it computes, where that came from, and why this kernel."""
+    """A row for each step: what it computes, where that came from, why this kernel, and the buffers it touches."""
     rows = []
+    numbers = {buffer: number for number, buffer in enumerate(_placed(program))}
     for number, step in enumerate(program.steps):
         flops = moved = 0
         name, result, module = "copy", "", ""
@@ -154,6 +165,35 @@ def _kernels(program: Lowered) -> list[dict[str, Any]]:
                 "bytes": moved,
                 "source": module,
                 "why": step.kernel.note or step.why,
+                **_touched(step, numbers),
             }
         )
     return rows
+
+
+def _placed(program: Lowered) -> list[Buffer]:
+    """The buffers of the memory plan, in order: arena, inputs and outputs, but no weights."""
+    return [buffer for buffer in program.buffers if buffer.kind != WEIGHT and buffer.first >= 0]
+
+
+def _memory(program: Lowered) -> list[dict[str, Any]]:
+    """The memory plan: where each buffer lies (`offset` in the arena, else `index` of the input or output), and when."""
+    return [
+        {
+            "kind": b.root.kind,
+            **({"offset": b.root.offset} if b.root.kind == ARENA else {"index": b.root.index}),
+            "bytes": b.bytes,
+            "first": b.first,
+            "last": b.last,
+        }
+        for b in _placed(program)
+    ]
+
+
+def _touched(step: Step, numbers: dict[Buffer, int]) -> dict[str, list[int]]:
+    """Which buffers a step reads and writes, by their numbers in the memory plan."""
+    touched: dict[str, list[int]] = {"reads": [], "writes": []}
+    for view, item in zip(step.args, step.kernel.args, strict=True):
+        if view.buffer in numbers:
+            touched["writes" if isinstance(item, tuple) else "reads"].append(numbers[view.buffer])
+    return touched

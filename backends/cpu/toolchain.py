@@ -26,6 +26,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wno-psabi",
+    "-g0",  # debugging information would name the folder it was built in
 )
 GLIBC = "2.17"  # the oldest C library the default compiler's output runs on
 

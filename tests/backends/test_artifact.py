@@ -186,7 +186,7 @@ def test_the_source_is_sufficient(program: Program, folder: Path, rng: np.random
     extra = compiler.target_flags(find_target(manifest["target"])) if compiler.zig else []
     flags = [flag for flag in manifest["flags"] if not (compiler.zig and flag.startswith("-march"))]
     sources = ["caller.c", *manifest["sources"]]
-    run([*compiler.command, *flags, *extra, "-I.", *sources, "-lm", "-lpthread", "-o", "caller"], folder)
+    run([*compiler.command, *flags, *extra, *sources, "-lm", "-lpthread", "-o", "caller"], folder)
     assert_equal(from_c(folder / "caller", folder, inputs), program(*inputs))
 
 
