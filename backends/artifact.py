@@ -24,8 +24,8 @@ from secateur.ir.diagnostics import CompileError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_STORED = {"bf16": "uint16", "bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64"}
-_STORED |= {name: f"{'u' if name[0] == 'u' else ''}int{name[1:]}" for name in ("i8", "u8", "i16", "i32", "i64")}
+STORED = {"bf16": "uint16", "bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64"}
+STORED |= {name: f"{'u' if name[0] == 'u' else ''}int{name[1:]}" for name in ("i8", "u8", "i16", "i32", "i64")}
 _opened: dict[Path, list[str]] = {}  # hashes of the libraries that were loaded from a path so far
 
 
@@ -54,6 +54,7 @@ class Program:
     Attributes:
         folder: the artefact.
         manifest: what `manifest.json` says.
+        library, handle: the loaded library and the instance in it.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, keep: Any = None) -> None:
@@ -62,7 +63,7 @@ class Program:
         self._keep = keep  # a temporary folder that lives as long as the program
         self._threads = threads
         name = manifest["name"]
-        library = _open_library(folder, manifest)
+        self.library = library = _open_library(folder, manifest)
         try:
             self._run, self._create, self._destroy = (
                 library[f"{name}_{verb}"] for verb in ("run", "create", "destroy")
@@ -82,7 +83,7 @@ class Program:
             reasons = {-1: f"{self._threads} threads are not possible", -2: "not enough memory"}
             reason = reasons.get(status, "no thread to be had")
             raise CompileError(f"cannot start the program in {self.folder}: {reason}")
-        self._handle = handle
+        self.handle = handle
         self._process = os.getpid()
         self._finalizer = weakref.finalize(self, _stop, self._destroy, handle, self._process)
 
@@ -94,7 +95,7 @@ class Program:
         """
         as_torch = any(type(item).__module__.partition(".")[0] == "torch" for item in inputs)
         arrays = self._check(inputs)
-        outputs = [np.empty(o["shape"], _STORED[o["dtype"]]) for o in self.manifest["outputs"]]
+        outputs = [np.empty(o["shape"], STORED[o["dtype"]]) for o in self.manifest["outputs"]]
         self.run_into(arrays, outputs)
         results = tuple(_as_caller(array, o["dtype"], as_torch) for array, o in zip(outputs, self.manifest["outputs"]))
         return results[0] if len(results) == 1 else results
@@ -105,7 +106,7 @@ class Program:
             self._start()
         ins = (ctypes.c_void_p * max(1, len(inputs)))(*(array.ctypes.data for array in inputs))
         outs = (ctypes.c_void_p * max(1, len(outputs)))(*(array.ctypes.data for array in outputs))
-        self._run(self._handle, ins, outs)
+        self._run(self.handle, ins, outs)
 
     def _check(self, inputs: Sequence[Any]) -> list[np.ndarray]:
         wanted = self.manifest["inputs"]
@@ -118,7 +119,7 @@ class Program:
                 array, dtype = _as_numpy(item)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise CompileError(f"{name} is not a tensor: {error}") from None
-            stored = _STORED[spec["dtype"]]
+            stored = STORED[spec["dtype"]]
             if dtype not in (spec["dtype"], stored) or list(array.shape) != spec["shape"]:
                 shape, given = ",".join(map(str, spec["shape"])), ",".join(map(str, array.shape))
                 raise CompileError(f"{name} must be {spec['dtype']}[{shape}], got {dtype}[{given}]")
@@ -158,7 +159,7 @@ def _as_numpy(item: Any) -> tuple[np.ndarray, str]:
     array = np.asarray(item)
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16), "bf16"
-    names = {stored: name for name, stored in _STORED.items() if name != "bf16"}
+    names = {stored: name for name, stored in STORED.items() if name != "bf16"}
     return array, names.get(array.dtype.name, array.dtype.name)
 
 
@@ -295,7 +296,7 @@ def _check_fields(manifest: dict[str, Any]) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", manifest["name"]):
         raise ValueError(f"the name {manifest['name']!r} is not an identifier")
     for entry in (*manifest["inputs"], *manifest["outputs"]):
-        if entry["dtype"] not in _STORED:
+        if entry["dtype"] not in STORED:
             raise ValueError(f"the element type {entry['dtype']!r} is not known")
         if not all(isinstance(size, int) and size >= 0 for size in entry["shape"]):
             raise ValueError(f"{entry['shape']} is not a shape")

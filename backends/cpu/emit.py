@@ -16,7 +16,7 @@ from secateur.ir.types import TensorType
 
 RUNTIME = Path(__file__).parent / "runtime"
 PARTS = 4  # files the kernels are spread over
-_INTERNAL = ("program_create", "program_run", "program_destroy", "program_barrier", "program_steps", "program_weights")
+_INTERNAL = tuple(f"program_{verb}" for verb in "create run destroy barrier claim steps weights".split())
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,7 @@ extern const char program_weights[] __attribute__((visibility("hidden")));
 void program_steps(struct program *m, int thread) {{
     char *const scratch = m->scratch + (size_t)thread * m->scratch_bytes;
     (void)scratch;
+    STAMPS();
 {steps}
 }}
 
@@ -196,6 +197,13 @@ EXPORT int {name}_create(struct {name} **m, int threads) {{
 EXPORT int {name}_run(struct {name} *m, const void *const inputs[], void *const outputs[]) {{
     return program_run((struct program *)m, inputs, outputs);
 }}
+
+#ifdef PROFILE
+/* Where the next runs write their seconds: one stamp in front of the first step, one behind each. */
+EXPORT void {name}_stamps(struct {name} *m, double *stamps) {{
+    ((struct program *)m)->stamps = stamps;
+}}
+#endif
 
 EXPORT void {name}_destroy(struct {name} *m) {{
     program_destroy((struct program *)m);

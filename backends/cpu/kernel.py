@@ -89,7 +89,7 @@ class Kernel:
         args: what `p[0]`, `p[1]`, ... point to: an operand's position, ("result", index), or an
             array that is packed for this kernel.
         tasks: number of independent units; the kernel runs units begin..end.
-        scratch: bytes of scratch memory for each thread.
+        scratch: bytes of memory at `SCRATCH` for each thread.
         inplace: operands whose memory the first result may take over.
         note: for the report.
     """

@@ -79,13 +79,17 @@ def build(
     target: Target,
     compiler: Compiler,
     progress: Callable[[float], None] | None = None,
+    extra: Sequence[str] = (),
 ) -> None:
     """Compile the sources of a folder in parallel and link them into a shared library there.
+
+    Args:
+        extra: further flags, for instance `-DPROFILE`.
 
     Raises:
         CompileError: the compiler failed; its message is shown.
     """
-    flags = [*FLAGS, *compiler.target_flags(target)]
+    flags = [*FLAGS, *compiler.target_flags(target), *extra]
     # Big files first, so that the last one to finish is a small one.
     order = sorted(sources, key=lambda name: -(folder / name).stat().st_size)
     objects = [f"{Path(name).stem}.o" for name in order]

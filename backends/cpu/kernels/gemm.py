@@ -288,7 +288,7 @@ class _Loops:
             "(void)scratch;",
         ]
         if self.source.packed:
-            lines += [f"{self.ctype} *band = ({self.ctype} *)scratch;", "long packed = -1;"]
+            lines.append(f"{self.ctype} *const band = ({self.ctype} *)SCRATCH;")
         lines.append("for (long u = begin; u < end; u++) {")
         lines.append(f"const long q = u % {self.column_groups}, part = u / {self.column_groups};")
         lines += self._flat() if item.flat else self._spatial()
@@ -335,8 +335,8 @@ class _Loops:
         if source.packed:
             lines += [
                 f"const long m0 = {self._start_of('t0')}, m1 = {self._start_of('t1')};",
-                "if (packed != part) {",
-                "packed = part;",
+                "if (PACKED != part) {",
+                "PACKED = part;",
                 "for (long m = m0; m < m1; m++) {",
                 f"{self.ctype} *to = band + (m - m0) * {source.pixel};",
                 *self._copy_row(),
@@ -371,7 +371,7 @@ class _Loops:
             f"const {self.ctype} *image = x + n * {view.strides[0]}L + g * {item.group_channels * view.strides[3]}L;",
         ]
         if source.packed:
-            lines += ["if (packed != part) {", "packed = part;", *self._copy_band(), "}"]
+            lines += ["if (PACKED != part) {", "PACKED = part;", *self._copy_band(), "}"]
             start = f"band + (y - y0) * {item.stride[0] * source.row}L"
         else:
             start = f"image + y * {item.stride[0] * source.row}L"

@@ -107,9 +107,8 @@ def _emit(job: Job) -> Kernel:
         f"const {ctype} *y = (const {ctype} *)p[1];",
         f"{result} *o = p[2];",
         *epilogue.declare(3),
-        f"{ctype} *const b = ({ctype} *)scratch;",
+        f"{ctype} *const b = ({ctype} *)SCRATCH;",
         f"{ctype} *const rows = b + {k * width}L; (void)rows;",
-        "long packed = -1; (void)packed;",
         "for (long u = begin; u < end; u++) {",
         f"const long q = u % {groups}, part = u / {groups};",
         *strided_offset(batch, {"ao": left_walk[:-2], "bo": right_walk}, "part"),
@@ -117,8 +116,8 @@ def _emit(job: Job) -> Kernel:
     start = f"x + ao + m * {lda}L"
     if not direct:
         lines += [
-            "if (packed != part) {",
-            "packed = part;",
+            "if (PACKED != part) {",
+            "PACKED = part;",
             f"for (long i = 0; i < {m}; i++) for (long k = 0; k < {k}; k++)",
         ]
         lines += [f"rows[i * {lda}L + k] = x[ao + i * {left_walk[-2]}L + k * {left_walk[-1]}L];", "}"]

@@ -132,7 +132,7 @@ def _emit_sort(job: Job) -> Kernel:
         f"const {CTYPE[x.dtype]} *x = p[0];",
         f"{CTYPE[x.dtype]} *values = p[1];",
         "int64_t *indices = p[2];",
-        "int32_t *a = (int32_t *)scratch;",
+        "int32_t *a = (int32_t *)SCRATCH;",
         "for (long u = begin; u < end; u++) {",
         f"const {CTYPE[x.dtype]} *row = x + u / {inner} * {size * inner}L + u % {inner};",
         f"const int32_t *order = NAME_sort(row, {inner}, a, a + {size}, {size});",

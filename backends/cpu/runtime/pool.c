@@ -24,9 +24,13 @@ static inline void relax(void) {
 }
 
 void program_barrier(struct program *m) {
-    if (m->threads == 1) return;
+    if (m->threads == 1) {
+        atomic_store_explicit(&m->claims[0].taken, 0, memory_order_relaxed);
+        return;
+    }
     unsigned phase = atomic_load_explicit(&m->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&m->arrived, 1, memory_order_acq_rel) + 1 == m->threads) {
+        for (int i = 0; i < m->threads; i++) atomic_store_explicit(&m->claims[i].taken, 0, memory_order_relaxed);
         atomic_store_explicit(&m->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&m->phase, phase + 1, memory_order_release);
         return;
@@ -35,6 +39,21 @@ void program_barrier(struct program *m) {
         if (spins < SPINS_BARRIER) relax();
         else sched_yield();
     }
+}
+
+/* Take a quarter of what is left of the units of thread `owner`: large pieces first, and small ones at
+ * the end, where a thread that was held up is waited for. Returns 0 when nothing is left. */
+int program_claim(struct program *m, int owner, long units, long *begin, long *end) {
+    const long first = units * owner / m->threads, count = units * (owner + 1) / m->threads - first;
+    long taken = atomic_load_explicit(&m->claims[owner].taken, memory_order_relaxed), piece;
+    do {
+        if (taken >= count) return 0;
+        piece = m->threads == 1 ? count : (count - taken + 3) / 4;
+    } while (!atomic_compare_exchange_weak_explicit(&m->claims[owner].taken, &taken, taken + piece,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    *begin = first + taken;
+    *end = *begin + piece;
+    return 1;
 }
 
 static void *worker(void *argument) {
@@ -100,7 +119,7 @@ int program_create(struct program **out, int threads, size_t arena_bytes, size_t
     memset(m, 0, sizeof *m);
     m->threads = threads;
     m->started = 1;
-    m->scratch_bytes = (scratch_bytes + 127) / 64 * 64;
+    m->scratch_bytes = (scratch_bytes + 64 + 127) / 64 * 64; /* PACKED, and a line apart from the next thread's */
     size_t bytes = arena_bytes + (size_t)threads * m->scratch_bytes;
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->running, NULL);
