@@ -30,7 +30,6 @@ _WORDS = """asm auto break case char const continue default do double else enum 
     long register restrict return short signed sizeof static struct switch typedef typeof union unsigned void volatile
     while pool program pthread secateur"""
 _TAKEN = frozenset(_WORDS.split())
-)
 
 
 def compile_graph(
@@ -177,7 +176,7 @@ def _placed(program: Lowered) -> list[Buffer]:
 
 
 def _memory(program: Lowered) -> list[dict[str, Any]]:
-    """The memory plan: where each buffer lies (`offset` in the arena, else `index` of the input or output), and when."""
+    """The memory plan: where each buffer lies (`offset` in the arena, or `index` of the input or output), and when."""
     return [
         {
             "kind": b.root.kind,
