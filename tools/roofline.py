@@ -81,7 +81,8 @@ class _Chart:
         return [
             f'<polyline points="{path}" fill="none" stroke="#1a202c" stroke-width="2"/>',
             f'<text x="{WIDTH - RIGHT}" y="{self.y(flops) - 8:.1f}" text-anchor="end">{label}</text>',
-            f'<text x="{self.x(left) + 10:.1f}" y="{self.y(left * bandwidth) - 14:.1f}">{bandwidth / 1e9:.0f} GB/s</text>',
+            f'<text x="{self.x(left) + 26:.1f}" y="{self.y(left * bandwidth) - 10:.1f}">{bandwidth / 1e9:.0f} GB/s '
+            "from memory (what lies above comes from caches)</text>",
         ]
 
     def mark(self, row: Row, total: float) -> str:

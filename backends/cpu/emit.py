@@ -16,7 +16,8 @@ from secateur.ir.types import TensorType
 
 RUNTIME = Path(__file__).parent / "runtime"
 PARTS = 4  # files the kernels are spread over
-_INTERNAL = tuple(f"program_{verb}" for verb in "create run destroy barrier claim steps weights".split())
+_VERBS = ("create", "run", "destroy", "barrier", "claim", "steps", "weights")
+_INTERNAL = tuple(f"program_{verb}" for verb in _VERBS)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ registry collects families from `kernels/`; tests and benchmarks enumerate it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from secateur.backends.cpu.target import Target
 from secateur.backends.cpu.views import View
 from secateur.ir.builder import Builder
-from secateur.ir.graph import Graph, Op, Value
+from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.opdef import lookup
 from secateur.ir.ops.constant import constant_value
 from secateur.ir.types import DType, TensorType
@@ -73,6 +73,11 @@ class Job:
         position = self.position(value)
         assert position is not None
         return self.views[position]
+
+    def reads_once(self, position: int) -> bool:
+        """Whether one operand slot inside, and no other, reads the job's operand: its layout is that reader's alone."""
+        value = self.body.inputs[position] if self.body else self.op.operands[position]
+        return sum(operand is value for op in self.ops for operand in op.operands) == 1
 
     @property
     def result_type(self) -> TensorType:
@@ -136,6 +141,19 @@ class Example:
         return b.returns(*results)
 
 
+def together(examples: Sequence[Example], rng: np.random.Generator) -> Graph:
+    """One graph that runs several examples side by side: compiled once, each is a step of its own."""
+    whole = Graph("examples")
+    outputs: list[Value] = []
+    for example in examples:
+        graph = example.graph(rng)
+        mapping = {value: whole.add_input(value.type) for value in graph.inputs}
+        copy_ops(graph.ops, whole, mapping)
+        outputs += [mapping[value] for value in graph.outputs]
+    whole.outputs = outputs
+    return whole
+
+
 def draw(type: TensorType, rng: np.random.Generator) -> np.ndarray:
     """Random data for a benchmark or test: normal floats, small integers that are valid indices."""
     if type.dtype.is_float:
@@ -155,7 +173,6 @@ class Family:
         cost: estimated cycles on one core; the cheapest matching family is taken.
         accepts: whether operand `position` may be this (not contiguous) view.
         places: whether the result may be written in a permuted layout whose last axis stays last.
-        packs: operand positions that the family reads as constants and packs itself.
         examples: jobs that stand for what the family is for: its test and its benchmark.
     """
 
@@ -166,7 +183,6 @@ class Family:
     cost: Callable[[Job], float]
     accepts: Callable[[Job, int, View], bool] = lambda job, position, view: False
     places: bool = False
-    packs: Callable[[Job], set[int]] = field(default=lambda job: set())
     examples: tuple[Example, ...] = ()
 
 

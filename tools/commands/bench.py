@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import platform
 import re
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from secateur.backends.cpu.compile import compile_to
+from secateur.backends.cpu.kernel import draw, together
+from secateur.backends.cpu.lower import families
+from secateur.backends.cpu.profile import profile
 from secateur.ir.diagnostics import CompileError
 from secateur.tools.benchmark import TOLERANCE, Plan, Result, check_contenders, measure
 from secateur.tools.commands.compile import add_compile_options, positive
 from secateur.tools.commands.opt import chosen_passes
+from secateur.tools.commands.profile import profile_table
 from secateur.tools.console import Ui, duration, table
 from secateur.tools.models import MODEL_HELP
 
@@ -21,7 +29,8 @@ EXAMPLE = "secateur bench zoo:resnet50 --against eager,onnxruntime,openvino --th
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
+    parser.add_argument("--kernels", action="store_true", help="time the examples of every kernel family instead")
     parser.add_argument(
         "--against", default="eager,onnxruntime", help="any of eager, inductor, onnxruntime, openvino (%(default)s)"
     )
@@ -34,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
+    if args.kernels:
+        bench_kernels(args, ui)
+        return
+    if not args.model:
+        raise CompileError("name a model, or ask for --kernels")
     plan = Plan(
         model=args.model,
         folder=Path(args.work) if args.work else Path("build/bench") / re.sub(r"[^\w.-]+", "_", args.model),
@@ -54,6 +68,18 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
         raise CompileError(f"secateur: {own.failure}")
     if own.error is not None and not own.error < TOLERANCE:
         raise CompileError(f"secateur's outputs are {own.error:.2g} away from the reference, more than {TOLERANCE}")
+
+
+def bench_kernels(args: argparse.Namespace, ui: Ui) -> None:
+    """Every family's examples as the steps of one program, each beside the machine's limit."""
+    rng = np.random.default_rng(args.seed)
+    examples = [example for item in families().values() for example in item.examples]
+    graph = together(examples, rng)
+    with ui.progress() as progress, tempfile.TemporaryDirectory(prefix="secateur-kernels-") as folder:
+        compile_to(Path(folder), graph, target=args.target, pipeline="none", threads=args.threads, cc=args.cc)
+        inputs = [draw(value.type, rng) for value in graph.inputs]
+        result = profile(Path(folder), inputs, args.threads, args.rounds * args.seconds, progress)
+    ui.report(result.as_json(), profile_table(result, len(result.rows)))
 
 
 def describe(plan: Plan, results: list[Result], prepared: dict[str, Any]) -> dict[str, Any]:
