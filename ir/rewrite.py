@@ -13,91 +13,37 @@ cost of a run follows the number of operations and of changes, not their product
 
 from __future__ import annotations
 
-import ast
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-
-import ml_dtypes
-import numpy as np
+from typing import Any
 
 from secateur.ir.builder import Builder
-from secateur.ir.diagnostics import CompileError
+from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Op, Value
-from secateur.ir.opdef import lookup
-from secateur.ir.types import FLOATS
+from secateur.ir.pattern import Match, Pattern, is_number, match, matches, pattern
 from secateur.ir.verify import verify
 
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """An operation by name with a pattern, a capture name or a number for each operand.
-
-    `name` may be "a|b" for either. With `rest`, further operands may follow. A capture that occurs
-    twice must be the same value; the capture `_` matches anything and binds nothing. A number
-    matches a constant whose every element is that number: integers and `True`, `False` exactly,
-    fractions within a few units in the last place of the constant's type.
-    """
-
-    name: str
-    operands: tuple[Pattern | str | int | float, ...] = ()
-    rest: bool = False
-
-    @property
-    def names(self) -> list[str]:
-        return self.name.split("|")
-
-    @property
-    def depth(self) -> int:
-        """Levels of operations, the root included."""
-        return 1 + max((inner.depth for inner in self.operands if isinstance(inner, Pattern)), default=0)
-
-
-def pattern(text: str) -> Pattern:
-    """Read `add(mul(x, y), 1)`; `conv(x, ...)` allows further operands, `"add|sub"(x, y)` is either op."""
-
-    def convert(node: ast.AST) -> Pattern | str | int | float:
-        match node:
-            case ast.Name(id=name):
-                return name
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-                return -number
-            case ast.Call(func=ast.Name(id=name) | ast.Constant(value=str() as name), args=args):
-                rest = bool(args) and isinstance(args[-1], ast.Constant) and args[-1].value is Ellipsis
-                kept = args[:-1] if rest else args
-                return Pattern(name, tuple(convert(arg) for arg in kept), rest)
-        raise ValueError(f"not a pattern: {ast.unparse(node)}")
-
-    parsed = convert(ast.parse(text, mode="eval").body)
-    if not isinstance(parsed, Pattern):
-        raise ValueError(f"a pattern needs an operation at its root: {text!r}")
-    return parsed
-
-
-@dataclass(slots=True)
-class Match:
-    """What a pattern matched: `m["x"]` is a captured value, `m.ops` the operations in pattern order."""
-
-    ops: list[Op] = field(default_factory=list)
-    values: dict[str, Value] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Value:
-        return self.values[name]
-
-    @property
-    def root(self) -> Op:
-        return self.ops[0]
-
-    def op(self, index: int) -> Op:
-        """The operation number `index` below the root, in the order the pattern's text names them."""
-        return self.ops[index + 1]
-
-    def only_use(self, *indices: int) -> bool:
-        """Whether each of these inner operations feeds nothing but this match."""
-        return all(len(self.op(i).results) == 1 and len(self.op(i).result.uses) == 1 for i in indices)
+__all__ = [
+    "Match",
+    "Outcome",
+    "Pattern",
+    "Refusal",
+    "Rewrite",
+    "RewriteStats",
+    "Rule",
+    "apply_rules",
+    "check",
+    "erase_dead",
+    "is_number",
+    "match",
+    "matches",
+    "pattern",
+    "rule",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +61,13 @@ Rewrite = Callable[[Match, Builder], Outcome]
 class Rule:
     """`pattern => rewrite(match, builder)`; the docstring of `rewrite` states the algebra.
 
-    `tolerance` is the largest relative error in f32; 0 says that every bit is kept, but for the
-    sign of a zero.
+    Attributes:
+        tolerance: the largest relative error in f32; 0 says that every bit is kept, but for the sign
+            of a zero.
+        finite: holds where no element is NaN or infinite, on the way included.
+        given: holds where the elements of a captured value lie in a range.
+        draws: patterns that the proof by use draws instances from, where `pattern` says too little.
+        replacement: what the text of a `.rules` file builds, for the linter.
     """
 
     name: str
@@ -124,13 +75,41 @@ class Rule:
     rewrite: Rewrite
     doc: str = ""
     tolerance: float = 0.0
+    finite: bool = False
+    given: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    draws: tuple[Pattern, ...] = ()
+    replacement: Any = None
+    span: Span | None = None
 
 
-def rule(text: str, *, tolerance: float = 0.0) -> Callable[[Rewrite], Rule]:
-    """Make a rule of a function: it returns the new value(s), a `Refusal`, or None to decline."""
+def rule(
+    text: str,
+    *,
+    tolerance: float = 0.0,
+    finite: bool = False,
+    given: Mapping[str, tuple[float, float]] | None = None,
+    draws: Sequence[str] = (),
+    name: str = "",
+    doc: str = "",
+) -> Callable[[Rewrite], Rule]:
+    """Make a rule of a function: it returns the new value(s), a `Refusal`, or None to decline.
+
+    The options are the fields of `Rule`; name and doc are the function's own by default.
+    """
 
     def wrap(function: Rewrite) -> Rule:
-        return Rule(function.__name__, pattern(text), function, (function.__doc__ or "").strip(), tolerance)
+        code = function.__code__
+        return Rule(
+            name or function.__name__,
+            pattern(text),
+            function,
+            doc or (function.__doc__ or "").strip(),
+            tolerance,
+            finite,
+            given or {},
+            tuple(pattern(item) for item in draws),
+            span=Span(code.co_filename, code.co_firstlineno),
+        )
 
     return wrap
 
@@ -152,72 +131,22 @@ class RewriteStats:
             self.seconds[name] += seconds
 
 
-def match(pattern: Pattern, op: Op) -> Match | None:
-    """The first match of a pattern with `op` at its root, if there is one."""
-    return next(matches(pattern, op), None)
+# Asked before each rewrite, with the rule, the operation and the values that are to replace its results.
+Gate = Callable[[Rule, Op, Sequence[Value]], bool]
+_gate: ContextVar[Gate | None] = ContextVar("gate", default=None)
 
 
-def matches(pattern: Pattern, op: Op) -> Iterator[Match]:
-    """Every match of a pattern with `op` at its root; commutative ops are tried in both operand orders."""
-    yield from _match_op(pattern, op, Match())
+@contextmanager
+def gated(allow: Gate) -> Iterator[None]:
+    """While it lasts, rules fire only where `allow` says so: how a wrong rewrite is found by bisection.
 
-
-def _match_op(pattern: Pattern, op: Op, found: Match) -> Iterator[Match]:
-    if op.name not in pattern.names:
-        return
-    count, given = len(pattern.operands), op.operands
-    if len(given) < count or (len(given) > count and not pattern.rest):
-        return
-    here = Match([*found.ops, op], found.values)
-    yield from _match_operands(pattern.operands, given, here)
-    if count == 2 and given[0] is not given[1] and lookup(op.name).commutative:
-        yield from _match_operands(pattern.operands, given[::-1], here)
-
-
-def _match_operands(
-    patterns: tuple[Pattern | str | int | float, ...], values: tuple[Value, ...], found: Match
-) -> Iterator[Match]:
-    """Match operands from the left; a later one that fails makes an earlier one try its other order."""
-    if not patterns:
-        yield found
-        return
-    first, value = patterns[0], values[0]
-    if isinstance(first, Pattern):
-        partial = _match_op(first, value.op, found) if value.op else iter(())
-    else:
-        partial = _match_leaf(first, value, found)
-    for trial in partial:
-        yield from _match_operands(patterns[1:], values[1:], trial)
-
-
-def _match_leaf(leaf: str | int | float, value: Value, found: Match) -> Iterator[Match]:
-    if not isinstance(leaf, str):
-        if is_number(value, leaf):
-            yield found
-    elif leaf == "_" or found.values.get(leaf) is value:
-        yield found
-    elif leaf not in found.values:
-        yield Match(found.ops, {**found.values, leaf: value})
-
-
-def is_number(value: Value, number: int | float) -> bool:
-    """Whether a value is a constant whose every element is `number` (see `Pattern`)."""
-    if value.op is None or value.op.name != "constant":
-        return False
-    array: np.ndarray = value.op.attrs["value"]
-    if not array.size or (array.dtype == np.bool_) != isinstance(number, bool):
-        return False
-    if isinstance(number, bool):
-        return bool(np.all(array == number))
-    slack = 0.0 if number == int(number) or not value.type.dtype.is_float else 4 * _EPS[value.type.dtype] * abs(number)
-
-    def near(item: np.ndarray) -> bool:
-        return bool(np.all(np.abs(item.astype(np.float64) - number) <= slack))
-
-    return near(array.reshape(-1)[:1]) and (array.size == 1 or near(array))
-
-
-_EPS = {dtype: float(ml_dtypes.finfo(dtype.numpy).eps) for dtype in FLOATS}  # type: ignore[no-untyped-call]
+    When `allow` is asked, the old operation and the new ones are both in the graph, so that it may compare them.
+    """
+    token = _gate.set(allow)
+    try:
+        yield
+    finally:
+        _gate.reset(token)
 
 
 def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None) -> RewriteStats:
@@ -270,6 +199,9 @@ def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -
         values = [outcome] if isinstance(outcome, Value) else list(outcome)
         if [value.type for value in values] != [value.type for value in op.results]:
             raise CompileError(f"rule {item.name!r} changes the type of {op!r}", span=op.span)
+        if (allow := _gate.get()) and not allow(item, op, values):
+            _erase_between(graph, previous, op)
+            continue
         stats.fired[item.name] += 1
         return _replace(graph, op, values, _between(graph, previous, op))
     return None

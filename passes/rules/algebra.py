@@ -47,8 +47,8 @@ NEUTRAL = [
     _is_its_operand("double_neg", "neg(neg(x))", "-(-x) == x"),
     _is_its_operand("double_not", "bit_not(bit_not(x))", "~(~x) == x"),
     _is_its_operand("where_same", "where(_, x, x)", "where(c, x, x) == x"),
-    _is_its_operand("and_true", "bit_and(x, True)", "x & true == x"),
-    _is_its_operand("or_false", "bit_or(x, False)", "x | false == x"),
+    _is_its_operand("and_true", "bit_and(x, true)", "x & true == x"),
+    _is_its_operand("or_false", "bit_or(x, false)", "x | false == x"),
     _is_its_operand("max_same", "maximum(x, x)", "max(x, x) == x"),
     _is_its_operand("min_same", "minimum(x, x)", "min(x, x) == x"),
 ]
@@ -141,7 +141,7 @@ def divide_by_number(m: Match, b: Builder) -> Outcome:
     return b.mul(m["x"], b.constant(factor))
 
 
-@rule('"mul|add"("mul|add"(x, c), d)', tolerance=1e-6)
+@rule("(mul|add)((mul|add)(x, c), d)", tolerance=1e-6)
 def merge_constants(m: Match, b: Builder) -> Outcome:
     """(x * c) * d == x * (c * d) and (x + c) + d == x + (c + d) for constants, where they merge into one no larger"""
     inner = m.op(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from secateur.ir.builder import Builder
 from secateur.ir.opdef import all_ops
 from secateur.ir.ops.constant import constant_value
-from secateur.ir.rewrite import Match, Outcome, Pattern, Rule, rule
+from secateur.ir.rewrite import Match, Outcome, rule
 from secateur.ir.types import numel
 from secateur.passes.rules.scale_shift import channel_axis, per_channel
 
@@ -22,7 +22,7 @@ def matmul_constant(m: Match, b: Builder) -> Outcome:
     return b.linear(m["x"], b.transpose(w, perm=(1, 0))) if constant_value(w) is not None else None
 
 
-@rule('add("linear|conv|conv_transpose"(x, w), t)', tolerance=1e-6)
+@rule("add((linear|conv|conv_transpose)(x, w), t)", tolerance=1e-6)
 def add_bias(m: Match, b: Builder) -> Outcome:
     """conv(x, w) + t == conv(x, w, t) for one number per output channel"""
     op, t = m.op(0), m["t"]
@@ -91,10 +91,11 @@ def _padded(m: Match, b: Builder, value: float) -> Outcome:
     return b.op(op.name, [m["x"], *op.operands[1:]], {**op.attrs, "padding": padding}).result
 
 
-ELEMENTWISE = [name for name, op in all_ops().items() if op.elementwise]
+ELEMENTWISE = "|".join(name for name, op in all_ops().items() if op.elementwise)
 
 
-def _reshape_behind(m: Match, b: Builder) -> Outcome:
+@rule(f"({ELEMENTWISE})(_, ...)")
+def reshape_behind(m: Match, b: Builder) -> Outcome:
     """f(reshape(x), reshape(y), c) == reshape(f(x, y, c)) for x and y of one shape and numbers c
 
     So an elementwise operation comes to stand right behind what computes x, and can join its box.
@@ -120,12 +121,8 @@ def _reshape_behind(m: Match, b: Builder) -> Outcome:
     return b.reshape(result, shape=op.result.shape) if result.shape == shape else None
 
 
-reshape_behind = Rule(
-    "reshape_behind", Pattern("|".join(ELEMENTWISE), ("_",), rest=True), _reshape_behind, _reshape_behind.__doc__ or ""
-)
-
-
-def _implicit_broadcast(m: Match, b: Builder) -> Outcome:
+@rule(f"({ELEMENTWISE})(_, ...)")
+def implicit_broadcast(m: Match, b: Builder) -> Outcome:
     """f(broadcast_to(x), y) == f(x, y), broadcast only where y does not give the shape"""
     op = m.root
     operands = [v.op.operands[0] if v.op is not None and v.op.name == "broadcast_to" else v for v in op.operands]
@@ -135,15 +132,7 @@ def _implicit_broadcast(m: Match, b: Builder) -> Outcome:
     return result if result.shape == op.result.shape else b.broadcast_to(result, shape=op.result.shape)
 
 
-implicit_broadcast = Rule(
-    "implicit_broadcast",
-    Pattern("|".join(ELEMENTWISE), ("_",), rest=True),
-    _implicit_broadcast,
-    _implicit_broadcast.__doc__ or "",
-)
-
-
-@rule('"reduce_mean|reduce_sum|reduce_max|reduce_min|reduce_prod|reduce_any|reduce_all"(x)')
+@rule("(reduce_mean|reduce_sum|reduce_max|reduce_min|reduce_prod|reduce_any|reduce_all)(x)")
 def reduce_ones(m: Match, b: Builder) -> Outcome:
     """A reduction over dimensions of size 1 alone is a reshape."""
     shape = m["x"].shape

@@ -79,7 +79,7 @@ def _affine(op: Op, value: Value) -> Value | None:
     return value if fits else None
 
 
-@rule('mul("layer_norm|rms_norm"(x), w)', tolerance=1e-6)
+@rule("mul((layer_norm|rms_norm)(x), w)", tolerance=1e-6)
 def norm_weight(m: Match, b: Builder) -> Outcome:
     """layer_norm(x) * w == layer_norm(x, w)"""
     op, w = m.op(0), _affine(m.op(0), m["w"])

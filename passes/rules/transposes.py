@@ -14,7 +14,7 @@ from secateur.ir.builder import Builder
 from secateur.ir.graph import Value
 from secateur.ir.opdef import all_ops
 from secateur.ir.ops.constant import constant_value
-from secateur.ir.rewrite import Match, Outcome, Pattern, Refusal, Rule, rule
+from secateur.ir.rewrite import Match, Outcome, Refusal, rule
 from secateur.passes.rules.movement import inverse
 
 FROM_CHANNELS_LAST = (0, 3, 1, 2)
@@ -84,16 +84,10 @@ def _sink(m: Match, b: Builder, rank: int) -> Outcome:
     return b.transpose(result, perm=perm)
 
 
-def _sink_elementwise(m: Match, b: Builder) -> Outcome:
+@rule(f"({'|'.join(name for name, op in all_ops().items() if op.elementwise)})(_, ...)")
+def sink_elementwise(m: Match, b: Builder) -> Outcome:
+    """add(transpose(x), transpose(y)) == transpose(add(x, y)), and so for each elementwise operation"""
     return _sink(m, b, m.root.result.type.rank)
-
-
-sink_elementwise = Rule(
-    "sink_elementwise",
-    Pattern("|".join(name for name, op in all_ops().items() if op.elementwise), ("_",), rest=True),
-    _sink_elementwise,
-    _sink.__doc__ or "",
-)
 
 
 @rule("concat(x, ...)")
@@ -110,7 +104,7 @@ PER_AXIS = {
 }
 
 
-@rule('"pad|slice|resize|broadcast_to"(transpose(x))')
+@rule("(pad|slice|resize|broadcast_to)(transpose(x))")
 def sink_per_axis(m: Match, b: Builder) -> Outcome:
     """slice(transpose(x), ...) == transpose(slice(x, ...)): one number for each axis moves with it"""
     perm = m.op(0).attrs["perm"]
@@ -124,7 +118,7 @@ def sink_per_axis(m: Match, b: Builder) -> Outcome:
     return b.transpose(b.op(m.root.name, [m["x"]], attrs).result, perm=perm)
 
 
-@rule('"softmax|log_softmax|cumsum|cumprod|flip"(transpose(x))')
+@rule("(softmax|log_softmax|cumsum|cumprod|flip)(transpose(x))")
 def sink_along_axis(m: Match, b: Builder) -> Outcome:
     """softmax(transpose(x), axis) == transpose(softmax(x, perm[axis]))"""
     perm = m.op(0).attrs["perm"]
@@ -144,7 +138,7 @@ def sink_batch_norm(m: Match, b: Builder) -> Outcome:
     return b.transpose(b.op("batch_norm", [m["x"], *m.root.operands[1:]], attrs).result, perm=perm)
 
 
-@rule('"layer_norm|rms_norm|linear"(transpose(x), ...)')
+@rule("(layer_norm|rms_norm|linear)(transpose(x), ...)")
 def sink_trailing(m: Match, b: Builder) -> Outcome:
     """linear(transpose(x)) == transpose(linear(x)) where the trailing dimensions stay in place"""
     perm = tuple(m.op(0).attrs["perm"])
@@ -158,7 +152,7 @@ def sink_trailing(m: Match, b: Builder) -> Outcome:
 _REDUCTIONS = "|".join(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod", "any", "all"))
 
 
-@rule(f'"{_REDUCTIONS}|argmax|argmin"(transpose(x))')
+@rule(f"({_REDUCTIONS}|argmax|argmin)(transpose(x))")
 def sink_reduction(m: Match, b: Builder) -> Outcome:
     """reduce(transpose(x), axes) == transpose(reduce(x, perm[axes])), without the axes that vanish"""
     perm = m.op(0).attrs["perm"]
@@ -176,7 +170,7 @@ def sink_reduction(m: Match, b: Builder) -> Outcome:
     return b.transpose(result, perm=perm)
 
 
-@rule('"max_pool|avg_pool"(transpose(x))')
+@rule("(max_pool|avg_pool)(transpose(x))")
 def sink_pool(m: Match, b: Builder) -> Outcome:
     """pool(to_channels_first(x)) == to_channels_first(pool(x, channels_last))"""
     perm = tuple(m.op(0).attrs["perm"])
