@@ -1,23 +1,34 @@
 """What a pass is, and how passes are found.
 
-A pass is a frozen dataclass in a file of its own under `passes/`; the file's name is the pass's
-name everywhere, and its fields are its options. Nothing has to be registered.
+A pass is a frozen dataclass in a file of its own; the file's name is the pass's name everywhere,
+and its fields are its options. Found are the files beside this one, the entry points of the group
+`secateur.passes` of installed packages (each a module, named as the pass), and files given to
+`load_pass`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
+import importlib.util
 import pkgutil
+import sys
+import traceback
+import warnings
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
-from secateur.ir.diagnostics import CompileError, nearest
+from secateur.ir.diagnostics import CompileError, Span, nearest
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats
 
 NOT_PASSES = {"base", "manager", "pipelines"}
+GROUP = "secateur.passes"
+_loaded: dict[str, type[Pass]] = {}  # what `load_pass` has brought in
 
 
 @dataclass(frozen=True)
@@ -49,25 +60,96 @@ class Pass:
         return f"{self.name}{{{','.join(options)}}}" if options else self.name
 
 
-@cache
 def all_passes() -> dict[str, type[Pass]]:
-    """Every pass by name."""
+    """Every pass by name: built in, of installed packages, and loaded from files."""
+    return {**_built_in(), **_installed(), **_loaded}
+
+
+@cache
+def _built_in() -> dict[str, type[Pass]]:
     import secateur.passes as package
 
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and m.name not in NOT_PASSES]
+    return {name: pass_of(importlib.import_module(f"{package.__name__}.{name}")) for name in names}
+
+
+@cache
+def _installed() -> dict[str, type[Pass]]:
+    """The passes that installed packages bring. One that cannot be had is a warning: the others still work."""
     found: dict[str, type[Pass]] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.ispkg or module.name in NOT_PASSES:
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            item = pass_of(entry.load())
+        except Exception as error:  # somebody else's code: anything may happen
+            warnings.warn(f"pass {entry.name!r} of an installed package cannot be used: {error}", stacklevel=2)
             continue
-        namespace = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
-        own = [
-            item
-            for item in namespace.values()
-            if isinstance(item, type) and issubclass(item, Pass) and item.__module__ == namespace["__name__"]
-        ]
-        if len(own) != 1:
-            raise ImportError(f"passes/{module.name}.py must define exactly one Pass")
-        found[module.name] = own[0]
+        name = item.__module__.rpartition(".")[2]
+        if name in _built_in():
+            warnings.warn(f"pass {name!r} of an installed package is not used: there is one built in", stacklevel=2)
+        else:
+            found[name] = item
     return found
+
+
+def load_pass(path: str | Path) -> type[Pass]:
+    """Run a Python file and make the pass it defines known under the file's name.
+
+    A file that is loaded again replaces what it brought before.
+
+    Raises:
+        CompileError: there is no such file, it fails, it does not define one pass, or the name is taken.
+    """
+    path = Path(path)
+    name = path.stem
+    if path.suffix != ".py" or not path.is_file():
+        raise CompileError(f"cannot load {path}: " + ("there is no such file" if path.suffix == ".py" else "not a .py"))
+    if name in _built_in() or name in _installed() or not name.isidentifier():
+        reason = "is taken" if name.isidentifier() else "is not a name"
+        raise CompileError(f"cannot load {path}: the file's name is the pass's name, and {name!r} {reason}")
+    spec = importlib.util.spec_from_file_location(f"secateur_loaded.{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CompileError(f"cannot load {path}: {_reason(error)}", span=_place(error, path)) from error
+    _loaded[name] = pass_of(module)
+    return _loaded[name]
+
+
+def _reason(error: Exception) -> str:
+    return error.msg if isinstance(error, SyntaxError) else f"{type(error).__name__}: {error}"
+
+
+def _place(error: Exception, path: Path) -> Span:
+    """The line of the file that an exception came from."""
+    if isinstance(error, SyntaxError):
+        return Span(str(path), error.lineno or 0)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return Span(str(path), (lines[-1:] or [0])[0] or 0)
+
+
+def pass_of(module: ModuleType) -> type[Pass]:
+    """The one pass that a module defines. Raises `CompileError` where that is not so, or it is not written as one."""
+    place = Span(module.__file__ or module.__name__)
+    own = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Pass) and item.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        names = ", ".join(item.__name__ for item in own) or "none"
+        raise CompileError(f"a pass's file defines exactly one subclass of Pass, this one: {names}", span=place)
+    item = own[0]
+    if "__dataclass_fields__" not in vars(item):
+        raise CompileError(f"{item.__name__} is not a dataclass", span=place, hint="put @dataclass(frozen=True) on it")
+    for field in dataclasses.fields(item):
+        if field.default is dataclasses.MISSING:
+            raise CompileError(f"{item.__name__}: option {field.name!r} has no default", span=place)
+    if "run" not in vars(item):
+        raise CompileError(f"{item.__name__} has no method run(self, graph)", span=place)
+    return item
 
 
 def make_pass(text: str) -> Pass:

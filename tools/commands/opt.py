@@ -10,6 +10,7 @@ from pathlib import Path
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph
 from secateur.ir.text import print_graph, write_ir
+from secateur.passes.base import load_pass
 from secateur.passes.manager import PassManager, resolve
 from secateur.tools.console import Ui, duration, table
 from secateur.tools.models import MODEL_HELP, open_graph
@@ -27,10 +28,21 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pipeline", default="default", help="named lists of passes, with commas (default: %(default)s)"
     )
+    add_load_option(parser)
+
+
+def add_load_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--load", action="append", default=[], metavar="FILE.py", help="a pass of your own, by file")
 
 
 def chosen_passes(args: argparse.Namespace) -> list[str]:
-    """What `add_pass_options` gathered: passes as text. Raises `CompileError` on an unknown pipeline."""
+    """What `add_pass_options` gathered: passes as text; loads those of files.
+
+    Raises:
+        CompileError: an unknown pipeline, or a file that holds no pass.
+    """
+    for path in args.load:
+        load_pass(path)
     if not args.passes:
         return [str(item) for name in args.pipeline.split(",") for item in resolve(name.strip())]
     return [word for text in args.passes for word in re.findall(r"[^\s,{]+(?:\{[^}]*\}?)?", text)]

@@ -7,8 +7,9 @@ import dataclasses
 from typing import Any
 
 from secateur.ir.diagnostics import CompileError, nearest
-from secateur.passes.base import Pass, all_passes
+from secateur.passes.base import Pass, all_passes, load_pass
 from secateur.passes.pipelines import PIPELINES
+from secateur.tools.commands.opt import add_load_option
 from secateur.tools.console import Ui, table
 
 HELP = "list the passes with their options, and the pipelines"
@@ -17,9 +18,12 @@ EXAMPLE = "secateur passes fold"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="a pass")
+    add_load_option(parser)
 
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
+    for path in args.load:
+        load_pass(path)
     known = all_passes()
     if args.name and args.name not in known:
         raise CompileError(f"unknown pass {args.name!r}", hint=nearest(args.name, known) or "see `secateur passes`")
