@@ -154,12 +154,8 @@ class _Lowering:
         chosen, why = choose(job)
         if chosen is None:
             raise CompileError(f"no CPU kernel for {op.name}: {why}", span=op.span)
-        packed = chosen.packs(job)
         views = []
         for position, value in enumerate(op.operands):
-            if position in packed:
-                views.append(View(Buffer(WEIGHT, 0), value.type.dtype, value.shape, (0,) * value.type.rank))
-                continue
             view = self.view(value)
             fits = view.contiguous or chosen.accepts(job, position, view)
             views.append(view if fits else self.contiguous(view))

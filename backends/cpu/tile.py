@@ -98,6 +98,7 @@ class Epilogue:
 
     Attributes:
         pointers: C name -> job operand or packed array, in the order of the kernel's arguments.
+        reads: value, C name and kind behind each pointer; the bias comes last, and may be an operand as well.
     """
 
     job: Job
@@ -106,7 +107,7 @@ class Epilogue:
     bias: Value | None = None
     pack: bool = True
     pointers: list[tuple[str, int | np.ndarray]] = field(default_factory=list)
-    kinds: dict[Value, tuple[str, str]] = field(default_factory=dict)
+    reads: list[tuple[Value, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for value in operands_of(self.job.epilogue, self.job.anchor):
@@ -124,19 +125,19 @@ class Epilogue:
             self.pointers.append((name, padded))
         else:
             self.pointers.append((name, position))
-        self.kinds[value] = (name, kind)
+        self.reads.append((value, name, kind))
 
     def full_operands(self, result: DType) -> list[int]:
         """Job operands that are shaped like the result and whose memory it may take over."""
         return [
             pointer
-            for (_, pointer), (value, (_, kind)) in zip(self.pointers, self.kinds.items(), strict=True)
+            for (_, pointer), (value, _, kind) in zip(self.pointers, self.reads, strict=True)
             if kind == "full" and isinstance(pointer, int) and value.type.dtype.bytes == result.bytes
         ]
 
-    def padded_channel(self, value: Value) -> bool:
+    def padded_channel(self, value: Value, kind: str = "channel") -> bool:
         """Whether an operand may be read in whole vectors beyond its last column."""
-        return self.pack and self.kinds[value][1] == "channel" and self.job.constant(value) is not None
+        return self.pack and kind == "channel" and self.job.constant(value) is not None
 
     @property
     def heavy(self) -> bool:
@@ -145,18 +146,18 @@ class Epilogue:
 
     def params(self, dtype: DType) -> str:
         """Parameters of a tile function besides its own."""
-        return "".join(f", const {CTYPE[value.type.dtype]} *{name}" for value, (name, _) in self.kinds.items())
+        return "".join(f", const {CTYPE[value.type.dtype]} *{name}" for value, name, _ in self.reads)
 
     def arguments(self, at: str, column: str) -> str:
         """Arguments for a tile whose first element is at offset `at` of the result and column `column`."""
         shift = {"scalar": "", "channel": f" + {column}", "full": f" + {at}"}
-        return "".join(f", {name}{shift[kind]}" for name, kind in self.kinds.values())
+        return "".join(f", {name}{shift[kind]}" for _, name, kind in self.reads)
 
     def declare(self, first: int) -> list[str]:
         """Typed pointers at the top of a kernel; `p[first]` is the first of them."""
         return [
             f"const {CTYPE[value.type.dtype]} *{name} = p[{first + i}];"
-            for i, (value, (name, _)) in enumerate(self.kinds.items())
+            for i, (value, name, _) in enumerate(self.reads)
         ]
 
     def apply(self, accumulator: str, at: dict[str, str], count: str, suffix: str = "") -> tuple[list[str], str]:
@@ -168,13 +169,13 @@ class Epilogue:
         """
         names: dict[Value, str] = {}
         lines = []
-        for value, (name, kind) in self.kinds.items():
-            if value is self.bias:
+        for value, name, kind in self.reads:
+            if name == "bias":
                 continue
             dtype = value.type.dtype
             if kind == "scalar":
                 loaded = f"gather_{dtype}({name}, 0, LANES)"
-            elif count == "LANES" or self.padded_channel(value):
+            elif count == "LANES" or self.padded_channel(value, kind):
                 loaded = f"load_{dtype}({name} + {at[kind]})"
             else:
                 loaded = f"loadn_{dtype}({name} + {at[kind]}, {count})"

@@ -95,13 +95,6 @@ def _epilogue(job: Job) -> Epilogue:
     return Epilogue(job, channels, channels + 2 * job.target.lanes, bias)
 
 
-def _packs(job: Job) -> set[int]:
-    epilogue = _epilogue(job)
-    channel = [v for v, (_, kind) in epilogue.kinds.items() if kind == "channel" and job.constant(v) is not None]
-    values = [*channel, *([job.anchor.operands[1]] if job.anchor.name == "conv" else [])]
-    return {p for p in map(job.position, values) if p is not None}
-
-
 def _emit(job: Job) -> Kernel:
     item, op, lanes = window(job), job.anchor, job.target.lanes
     epilogue = _epilogue(job)
@@ -306,7 +299,6 @@ DEPTHWISE = family(
         match=_match,
         emit=_emit,
         cost=_cost,
-        packs=_packs,
         examples=(
             *(_depthwise(*sizes) for sizes in ((112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (14, 384, 3, 1))),
             *(_depthwise(*sizes) for sizes in ((28, 240, 5, 1), (7, 960, 3, 1), (56, 96, 7, 1), (9, 35, 3, 2))),

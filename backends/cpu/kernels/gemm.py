@@ -130,13 +130,6 @@ def _cost(job: Job) -> float:
     return tiling.cycles * runs + 300.0
 
 
-def _packs(job: Job) -> set[int]:
-    epilogue = _epilogue(job, problem(job).tiling(job.target))
-    channel = [v for v, (_, kind) in epilogue.kinds.items() if kind == "channel" and job.constant(v) is not None]
-    values = [weight_operand(job), *channel]
-    return {p for p in map(job.position, values) if p is not None}
-
-
 def _epilogue(job: Job, tiling: Tiling) -> Epilogue:
     columns = job.anchor.result.shape[-1]
     padded = max(columns, tiling.panels * tiling.vectors * job.target.lanes) + 8 * job.target.lanes
@@ -392,9 +385,9 @@ class _Loops:
     def _copy_band(self) -> list[str]:
         """Copy the input rows that output rows y0..y1 read, with zeros where the padding is."""
         item, source, view = self.item, self.source, self.view
-        channels, left = item.group_channels, item.low[1]
-        columns = source.row // source.pixel
-        inside = max(0, min(item.width, columns - left))
+        channels, columns = item.group_channels, source.row // source.pixel
+        left = min(item.low[1], columns)  # a large stride may never get out of the padding
+        inside = min(item.width, columns - left)
         reach = (item.kernel[0] - 1) * item.dilation[0] + 1
         lines = [
             f"const long first = y0 * {item.stride[0]} - {item.low[0]};",
@@ -442,8 +435,9 @@ GEMM = family(
         match=_match,
         emit=_emit,
         cost=_cost,
-        accepts=lambda job, position, view: position == job.position(job.anchor.operands[0]),
-        packs=_packs,
+        accepts=lambda job, position, view: (
+            position == job.position(job.anchor.operands[0]) and job.reads_once(position)
+        ),
         examples=(
             *(_convolution(*sizes) for sizes in ((56, 64, 64, 3, 1), (28, 128, 128, 3, 1), (14, 256, 256, 3, 1))),
             *(_convolution(*sizes) for sizes in ((7, 512, 512, 3, 1), (224, 3, 64, 7, 2), (56, 256, 512, 1, 2))),

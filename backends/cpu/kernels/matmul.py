@@ -156,6 +156,8 @@ def tile_calls(tiling: Tiling, arguments: str, partial: bool) -> list[str]:
 
 
 def _accepts(job: Job, position: int, view: View) -> bool:
+    if not job.reads_once(position):
+        return False
     if position == job.position(job.anchor.operands[1]):
         return True
     if position != job.position(job.anchor.operands[0]):

@@ -106,7 +106,7 @@ def _emit(job: Job) -> Kernel:
     count = _row(job)
     rows = op.result.type.numel // count
     epilogue = Epilogue(job, op.result.shape[-1], op.result.shape[-1], pack=False)
-    pointers = [job.position(value) for value in epilogue.kinds]
+    pointers = [job.position(value) for value, _, _ in epilogue.reads]
     weights = [(name, job.position(value)) for name, value in zip(("weight", "shift"), op.operands[1:])]
     source = job.position(op.operands[0])
     args = [source, ("result", 0), *(position for _, position in weights), *pointers]
