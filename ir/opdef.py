@@ -75,6 +75,7 @@ class OpDef:
         sample: draws one valid random instance.
         flops: result and operand types, attributes -> floating point (or integer) operations, an
             FMA counted as two; by default one for each result element.
+        moved: bytes read and written where that is not all operands and results once.
         dim_links: which result dimension follows which operand dimension.
         expr: for an elementwise op, the one scalar expression everything else derives from.
         decompose: rebuilds the op from simpler ones; a backend without a kernel for it uses this. None
@@ -90,6 +91,7 @@ class OpDef:
     sample: Callable[[Draw], Sample]
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     flops: Callable[[Op], int] | None = None
+    moved: Callable[[Op], int] | None = None
     dim_links: Callable[[Op], list[DimLink]] | None = None
     expr: Expr | None = None
     decompose: Callable[[Builder, Op], Sequence[Value] | None] | None = None
@@ -102,8 +104,9 @@ class OpDef:
     def cost(self, op: Op) -> tuple[int, int]:
         """(FLOPs, bytes read and written when nothing is cached) of one instance."""
         flops = self.flops(op) if self.flops else sum(r.type.numel for r in op.results)
-        moved = sum(v.type.bytes for v in (*op.operands, *op.results))
-        return flops, moved
+        if self.moved:
+            return flops, self.moved(op)
+        return flops, sum(v.type.bytes for v in (*op.operands, *op.results))
 
     def complete(self, attrs: Mapping[str, Any], span: Span | None = None) -> dict[str, Any]:
         """Attributes with the defaults filled in and every value in its canonical Python type."""

@@ -38,6 +38,11 @@ def no_flops(op: Op) -> int:
     return 0
 
 
+def _gathered(op: Op) -> int:
+    """Bytes a gather moves: of its data only what it picks."""
+    return 2 * op.results[0].type.bytes + op.operands[1].type.bytes
+
+
 def _check_not_empty(size: int, result: Ints) -> None:
     if size == 0 and numel(result) > 0:
         raise ValueError("cannot index into a dimension of size 0")
@@ -83,6 +88,7 @@ define(
         reference=_gather,
         sample=_sample_gather,
         flops=no_flops,
+        moved=_gathered,
         dim_links=_gather_links,
     )
 )
@@ -165,6 +171,7 @@ define(
         reference=_gather_elements,
         sample=_sample_gather_elements,
         flops=no_flops,
+        moved=_gathered,
         dim_links=_elements_links,
         decompose=_decompose_gather_elements,
     )
@@ -263,6 +270,7 @@ define(
         reference=_gather_nd,
         sample=_sample_gather_nd,
         flops=no_flops,
+        moved=_gathered,
         dim_links=_gather_nd_links,
         decompose=_decompose_gather_nd,
     )
