@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from secateur.backends.artifact import load
 from secateur.backends.cpu.compile import compile_graph
 from secateur.ir.builder import Builder
 from secateur.ir.draw import Draw
@@ -34,9 +35,15 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, what: str) -> None:
 
 
 def compile_and_compare(
-    names: Sequence[str], instances: int, seed: int, *, target: str = "native", cc: str | None = None
+    names: Sequence[str],
+    instances: int,
+    seed: int,
+    *,
+    target: str = "native",
+    cc: str | None = None,
+    threads: Sequence[int] = (),
 ) -> None:
-    """Compile instances of all the named ops as one program and run it.
+    """Compile instances of all the named ops as one program and run it; with other `threads` the same bits come out.
 
     One program with many inputs and outputs: the C compiler's start-up would otherwise be most of
     the time.
@@ -62,6 +69,9 @@ def compile_and_compare(
     actual = program(*inputs)
     for got, wanted, label in zip(actual, expected, labels, strict=True):
         assert_close(got, wanted, label)
+    for count in threads:
+        for again, first, label in zip(load(program.folder, count)(*inputs), actual, labels, strict=True):
+            assert again.tobytes() == first.tobytes(), f"{count} threads: {label}"
 
 
 @pytest.fixture

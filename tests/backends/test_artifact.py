@@ -21,6 +21,7 @@ import pytest
 
 import secateur
 from secateur.backends.artifact import MANIFEST, Program, _seal, load, write_manifest
+from secateur.backends.cpu import lower
 from secateur.backends.cpu.compile import compile_graph
 from secateur.backends.cpu.target import find_target
 from secateur.backends.cpu.toolchain import find_compiler
@@ -589,6 +590,20 @@ def test_programs_give_their_threads_back(folder: Path, rng: np.random.Generator
     for _ in range(20):
         load(folder, 4)(*inputs)
     assert len(list(tasks.iterdir())) <= before
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "convnext_tiny", "vit_b16", "llama"])
+def test_threads_change_no_bit_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    zoo = pytest.importorskip("secateur.tools.zoo", reason="needs transformers")
+    module, inputs = zoo.SMALL[name].build()
+    monkeypatch.setattr(lower, "SERIAL_CYCLES", 0)  # every step is shared out, however small
+    program = secateur.compile(module, inputs, threads=1)
+    expected = program(*inputs).numpy()
+    for threads in (1, 2, 3, 5):
+        loaded = load(program.folder, threads)
+        for _ in range(3):
+            np.testing.assert_array_equal(loaded(*inputs).numpy(), expected)
 
 
 # NaN and infinity ---------------------------------------------------------------------------------
