@@ -38,7 +38,10 @@ def import_model(model: Any, example_inputs: Any = None) -> Graph:
     if isinstance(model, Graph):
         return model
     if isinstance(model, (str, Path)):
-        return _from_file(Path(model))
+        try:
+            return _from_file(Path(model))
+        except OSError as error:
+            raise CompileError(f"cannot read {model}: {error.strerror or error}") from None
     # A torch object can only exist where torch is loaded already, so nothing is imported to find out.
     torch = sys.modules.get("torch")
     if torch is None:
@@ -93,13 +96,13 @@ def _describe(path: Path) -> tuple[str, str]:
         if any(name.endswith("data.pkl") for name in names):
             return "a PyTorch checkpoint: weights without a program", "export the model with torch.export.save"
         return "a zip archive", ""
+    if path.suffix == ".safetensors":  # before the magic numbers: it begins with a length, which may look like one
+        return "weights without a program", "export the model they belong to"
     with path.open("rb") as file:
         head = file.read(512)
     for magic, what, hint in _LOOKALIKES:
         if head.lstrip().startswith(magic):
             return what, hint
-    if path.suffix == ".safetensors":
-        return "weights without a program", "export the model they belong to"
     if not head:
         return "an empty file", ""
     return ("text" if b"\0" not in head else "unknown binary data"), ""

@@ -345,9 +345,12 @@ def read_ir(path: str | Path) -> Graph:
     beside = path.with_suffix(".safetensors")
     try:
         text = path.read_text()
-        arrays = load_file(beside) if beside.exists() else {}
-    except (OSError, UnicodeDecodeError, SafetensorError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise CompileError(f"cannot read {path}: {error}") from None
+    try:
+        arrays = load_file(beside) if beside.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise CompileError(f"cannot read {beside}: {error}") from None
     return parse(text, {name: _restored(name, array) for name, array in arrays.items()}, file=str(path))
 
 
