@@ -203,6 +203,44 @@ def test_the_library_needs_nothing_and_exports_three_functions(folder: Path) -> 
         assert not hasattr(opened, name)
 
 
+MEASURE = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "model.h"
+
+int main(void) {
+    const void *const inputs[] = {calloc(256 * 2048, sizeof(float))};
+    void *const outputs[] = {malloc(256 * 2048 * sizeof(float))};
+    struct model *m;
+    if (model_create(&m, 2)) return 1;
+    for (int i = 0; i < 3; i++) model_run(m, inputs, outputs);
+    char line[256];
+    FILE *status = fopen("/proc/self/status", "r");
+    while (fgets(line, sizeof line, status)) if (!strncmp(line, "VmHWM:", 6)) printf("%s", line + 6);
+    model_destroy(m);
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_running_needs_weights_and_arena_and_little_else(tmp_path: Path, rng: np.random.Generator) -> None:
+    b = Builder.graph("m", x="f32[256,2048]")
+    value = b["x"]
+    for _ in range(3):
+        value = b.relu(b.linear(value, rng.standard_normal((2048, 2048), dtype=np.float32)))
+    program = compile_graph(b.returns(value))
+    program.save(tmp_path / "saved")
+    (tmp_path / "measure.c").write_text(MEASURE)
+    link = ["-Isaved", "-Lsaved", "-lmodel", "-Wl,-rpath,$ORIGIN/saved", "-o", "measure"]
+    run([*find_compiler().command, "measure.c", *link], tmp_path)
+    resident = int(run([str(tmp_path / "measure")], tmp_path).split()[0]) << 10
+    report, tensors = program.report(), 2 * 256 * 2048 * 4
+    assert report["weights_bytes"] >= 3 * 2048 * 2048 * 4
+    assert resident <= report["weights_bytes"] + report["arena_bytes"] + tensors + (16 << 20)
+
+
 # With nothing but NumPy ---------------------------------------------------------------------------
 
 ALONE = """
