@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from secateur.backends.cpu.compile import compile_graph
 from secateur.backends.cpu.profile import Limits, machine_limits, profile
 from secateur.backends.cpu.target import native_target
