@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from lark import Token
 
@@ -79,6 +80,39 @@ def close(a: Any, b: Any) -> bool:
     return bool(np.allclose(a, b, rtol=1e-6, atol=0.0, equal_nan=True))
 
 
+def holds(wider: DType, narrow: DType) -> bool:
+    """Whether an element type holds every value of another one."""
+    if wider is narrow or narrow is DType.BOOL:
+        return True
+    if wider is DType.BOOL or (narrow.is_float and wider.is_int):
+        return False
+    if wider.is_int:
+        a, b = np.iinfo(wider.numpy), np.iinfo(narrow.numpy)
+        return int(a.min) <= int(b.min) and int(b.max) <= int(a.max)
+    float_ = ml_dtypes.finfo(wider.numpy)  # type: ignore[no-untyped-call]
+    if narrow.is_int:
+        return int(np.iinfo(narrow.numpy).max).bit_length() <= float_.nmant + 1
+    other = ml_dtypes.finfo(narrow.numpy)  # type: ignore[no-untyped-call]
+    return bool(float_.nmant >= other.nmant and float_.maxexp >= other.maxexp)
+
+
+def is_normal(number: float, dtype: DType) -> bool:
+    """Whether a number is neither too small nor too large to keep its digits in an element type."""
+    limits = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
+    return bool(float(limits.tiny) <= abs(number) <= float(limits.max))
+
+
+def trailing(axes: Sequence[int], rank: int) -> int:
+    """How many trailing dimensions axes are; 0 where they are others."""
+    return len(axes) if tuple(sorted(axes)) == tuple(range(rank - len(axes), rank)) else 0
+
+
+def places(perm: Sequence[int], gone: Sequence[int], kept: bool) -> tuple[int, ...]:
+    """A permutation once some of the axes it names are gone; itself where they are kept."""
+    left = [axis for axis in perm if kept or axis not in gone]
+    return tuple(sorted(left).index(axis) for axis in left)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": np.abs,
     "all": np.all,
@@ -94,7 +128,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": np.sqrt,
     "isfinite": lambda items: bool(np.all(np.isfinite(items))),
     "close": close,
+    "holds": holds,
     "inverse": inverse,
+    "is_normal": is_normal,
+    "places": places,
+    "trailing": trailing,
     "number": number,
     "is_float": lambda dtype: dtype.is_float,
     "is_int": lambda dtype: dtype.is_int,

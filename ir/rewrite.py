@@ -24,7 +24,8 @@ from typing import Any
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Op, Value
-from secateur.ir.pattern import Match, Pattern, is_number, match, matches, pattern
+from secateur.ir.pattern import Match, Pattern, is_number, match, matches
+from secateur.ir.reader import pattern
 from secateur.ir.verify import verify
 
 __all__ = [

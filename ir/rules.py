@@ -19,20 +19,8 @@ from secateur.ir.diagnostics import CompileError, nearest
 from secateur.ir.formula import WORDS, Formula, FormulaError
 from secateur.ir.graph import Value
 from secateur.ir.opdef import REQUIRED, all_ops, lookup
-from secateur.ir.pattern import (
-    TERMINALS,
-    Capture,
-    Equals,
-    Match,
-    Node,
-    Number,
-    Pattern,
-    Reader,
-    Typing,
-    grammar,
-    name_tree,
-    read_number,
-)
+from secateur.ir.pattern import Capture, Equals, Match, Node, Number, Pattern, Typing
+from secateur.ir.reader import TERMINALS, Reader, grammar, name_tree, read_number
 from secateur.ir.rewrite import Outcome, Refusal, Rewrite, Rule
 from secateur.ir.syntax import parse_text
 
@@ -102,6 +90,7 @@ class _RuleReader(Reader):
         super().__init__(text, file, functions, {})
         self.defined: dict[str, tuple[list[str], Any]] = {}
         self.lets = self.defined
+        self.ended = 0  # the last line of the rule before
 
     def statement(self, tree: Any) -> list[Rule]:
         if tree.data == "let":
@@ -120,6 +109,7 @@ class _RuleReader(Reader):
                     raise self.error("a pattern needs an operation at its root", nodes)
                 full = f"{base}_{number}" if len(patterns) > 1 else base
                 rules.append(self.rule(full, pattern, replacement, where, family, clauses, name))
+        self.ended = tree.meta.end_line
         return rules
 
     def rule(
@@ -153,11 +143,15 @@ class _RuleReader(Reader):
         return replace(rule, **options)
 
     def comment(self, line: int) -> str:
-        """The comment lines that end right above a line."""
+        """The comment above a rule, and above the `let`s that stand between without a blank line."""
         lines, at = self.text.splitlines(), line - 2
         found: list[str] = []
-        while at >= 0 and lines[at].lstrip().startswith("//"):
-            found.insert(0, lines[at].strip().removeprefix("//").strip())
+        while at >= self.ended and lines[at].strip():
+            text = lines[at].strip()
+            if text.startswith("//"):
+                found.insert(0, text.removeprefix("//").strip())
+            elif found:
+                break
             at -= 1
         return "\n".join(found)
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.passes.base import Pass
-from secateur.passes.rules import movement
-from secateur.passes.rules.attention import RULES
+from secateur.passes.rules import topic
 
 
 @dataclass(frozen=True)
@@ -27,4 +26,4 @@ class Attention(Pass):
     tolerance: ClassVar[float] = 1e-5
 
     def run(self, graph: Graph) -> RewriteStats:
-        return apply_rules(graph, [*RULES, *movement.RULES])
+        return apply_rules(graph, [*topic("attention"), *topic("movement")])

@@ -8,9 +8,10 @@ from typing import ClassVar
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.passes.base import Pass
-from secateur.passes.rules import activations, algebra, indexing, linear, movement, norms
+from secateur.passes.rules import topic
 
-RULES = [*movement.RULES, *indexing.RULES, *algebra.RULES, *linear.RULES, *norms.RULES, *activations.RULES]
+TOPICS = ("movement", "indexing", "algebra", "linear", "norms", "activations")
+RULES = [rule for name in TOPICS for rule in topic(name)]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.passes.base import Pass
-from secateur.passes.rules.scale_shift import RULES
+from secateur.passes.rules import topic
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class FoldBatchNorm(Pass):
     tolerance: ClassVar[float] = 1e-5
 
     def run(self, graph: Graph) -> RewriteStats:
-        return apply_rules(graph, RULES)
+        return apply_rules(graph, topic("scale_shift"))

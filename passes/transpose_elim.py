@@ -8,9 +8,10 @@ from typing import ClassVar
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.passes.base import Pass
-from secateur.passes.rules import movement, transposes
+from secateur.passes.rules import topic
 
-CANCEL = [item for item in movement.RULES if item is not movement.transpose_of_ones]
+MOVEMENT = topic("movement")
+CANCEL = [item for item in MOVEMENT if item.name != "transpose_of_ones"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,6 @@ class TransposeElimination(Pass):
 
     def run(self, graph: Graph) -> RewriteStats:
         # A transpose of ones must stay one while it sinks: as a reshape it would not meet its inverse.
-        stats = apply_rules(graph, [*CANCEL, *transposes.RULES])
-        stats.add(apply_rules(graph, movement.RULES))
+        stats = apply_rules(graph, [*CANCEL, *topic("transposes")])
+        stats.add(apply_rules(graph, MOVEMENT))
         return stats

@@ -11,7 +11,13 @@ from secateur.ir.graph import Op, Value
 from secateur.ir.ops.constant import constant_value
 from secateur.ir.rewrite import Match, Outcome, Refusal, is_number, rule
 from secateur.ir.types import DType
-from secateur.passes.rules.algebra import scalar
+
+
+def scalar(value: Value) -> float | None:
+    """The number behind a value, where it is a constant of one element."""
+    array = constant_value(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
 
 HIDDEN = -1e30  # a score that low takes no part in a softmax next to any real one
 
@@ -153,26 +159,6 @@ def repeated_heads(m: Match, b: Builder) -> Outcome:
     return b.attention(m["q"], k, v, *m.root.operands[3:], **m.root.attrs)
 
 
-@rule("attention(mul(q, c), k, ...)", tolerance=1e-6)
-def scale_of_query(m: Match, b: Builder) -> Outcome:
-    """attention(q * c, k, v, scale) == attention(q, k, v, scale * c) for a number c"""
-    c = scalar(m["c"])
-    if c is None or m["q"].type != m.root.operands[0].type or not m.only_use(0):
-        return None
-    attrs = {**m.root.attrs, "scale": m.root.attrs["scale"] * c}
-    return b.attention(m["q"], *m.root.operands[1:], **attrs)
-
-
-@rule("attention(q, mul(k, c), ...)", tolerance=1e-6)
-def scale_of_key(m: Match, b: Builder) -> Outcome:
-    """attention(q, k * c, v, scale) == attention(q, k, v, scale * c) for a number c"""
-    c = scalar(m["c"])
-    if c is None or m["k"].type != m.root.operands[1].type or not m.only_use(0):
-        return None
-    attrs = {**m.root.attrs, "scale": m.root.attrs["scale"] * c}
-    return b.attention(m["q"], m["k"], *m.root.operands[2:], **attrs)
-
-
 @rule("attention(q, k, v, mask)", tolerance=1e-6)
 def known_mask(m: Match, b: Builder) -> Outcome:
     """A constant mask that hides nothing goes; one that hides exactly the future becomes `causal`"""
@@ -194,19 +180,4 @@ def known_mask(m: Match, b: Builder) -> Outcome:
     return b.attention(m["q"], m["k"], m["v"], **{**m.root.attrs, "causal": True})
 
 
-@rule("attention(q, k, v, where(c, 0, hidden))")
-def bool_mask(m: Match, b: Builder) -> Outcome:
-    """A mask that adds 0 where c holds and -inf elsewhere is c"""
-    number = scalar(m["hidden"])
-    if number != float("-inf"):
-        return Refusal("what is added hides, but not for good")
-    return b.attention(m["q"], m["k"], m["v"], m["c"], **m.root.attrs)
-
-
-@rule("attention(q, k, v, broadcast_to(mask))")
-def broadcast_mask(m: Match, b: Builder) -> Outcome:
-    """attention broadcasts its mask itself"""
-    return b.attention(m["q"], m["k"], m["v"], m["mask"], **m.root.attrs)
-
-
-RULES = [attention_parts, repeated_heads, scale_of_query, scale_of_key, known_mask, bool_mask, broadcast_mask]
+RULES = [attention_parts, repeated_heads, known_mask]

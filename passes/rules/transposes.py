@@ -6,18 +6,16 @@ Throughout, `y = transpose(x, perm)`: axis i of y is axis perm[i] of x.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from secateur.ir.builder import Builder
+from secateur.ir.formula import inverse
 from secateur.ir.graph import Value
 from secateur.ir.opdef import all_ops
 from secateur.ir.ops.constant import constant_value
 from secateur.ir.rewrite import Match, Outcome, Refusal, rule
-from secateur.passes.rules.movement import inverse
 
-FROM_CHANNELS_LAST = (0, 3, 1, 2)
 SMALL = 1 << 16  # bytes of a constant that may exist twice, once for each order
 CHEAP = 8  # another operand this much smaller than the result may be transposed the other way
 
@@ -96,90 +94,6 @@ def sink_concat(m: Match, b: Builder) -> Outcome:
     return _sink(m, b, m.root.result.type.rank)
 
 
-PER_AXIS = {
-    "pad": ("low", "high", "interior"),
-    "slice": ("starts", "stops", "steps"),
-    "resize": ("size", "scales"),
-    "broadcast_to": ("shape",),
-}
-
-
-@rule("(pad|slice|resize|broadcast_to)(transpose(x))")
-def sink_per_axis(m: Match, b: Builder) -> Outcome:
-    """slice(transpose(x), ...) == transpose(slice(x, ...)): one number for each axis moves with it"""
-    perm = m.op(0).attrs["perm"]
-    if m.root.result.type.rank != len(perm):
-        return None
-    back = inverse(perm)
-    attrs: dict[str, Any] = dict(m.root.attrs)
-    for key in PER_AXIS[m.root.name]:
-        if attrs[key]:
-            attrs[key] = tuple(attrs[key][axis] for axis in back)
-    return b.transpose(b.op(m.root.name, [m["x"]], attrs).result, perm=perm)
-
-
-@rule("(softmax|log_softmax|cumsum|cumprod|flip)(transpose(x))")
-def sink_along_axis(m: Match, b: Builder) -> Outcome:
-    """softmax(transpose(x), axis) == transpose(softmax(x, perm[axis]))"""
-    perm = m.op(0).attrs["perm"]
-    attrs = dict(m.root.attrs)
-    if "axes" in attrs:
-        attrs["axes"] = tuple(perm[axis] for axis in attrs["axes"])
-    else:
-        attrs["axis"] = perm[attrs["axis"]]
-    return b.transpose(b.op(m.root.name, [m["x"]], attrs).result, perm=perm)
-
-
-@rule("batch_norm(transpose(x), ...)")
-def sink_batch_norm(m: Match, b: Builder) -> Outcome:
-    """batch_norm(transpose(x), axis) == transpose(batch_norm(x, perm[axis]))"""
-    perm = m.op(0).attrs["perm"]
-    attrs = {**m.root.attrs, "axis": perm[m.root.attrs["axis"]]}
-    return b.transpose(b.op("batch_norm", [m["x"], *m.root.operands[1:]], attrs).result, perm=perm)
-
-
-@rule("(layer_norm|rms_norm|linear)(transpose(x), ...)")
-def sink_trailing(m: Match, b: Builder) -> Outcome:
-    """linear(transpose(x)) == transpose(linear(x)) where the trailing dimensions stay in place"""
-    perm = tuple(m.op(0).attrs["perm"])
-    dims = m.root.attrs.get("dims", 1)
-    kept = tuple(range(len(perm) - dims, len(perm)))
-    if perm[len(perm) - dims :] != kept:
-        return None
-    return b.transpose(b.op(m.root.name, [m["x"], *m.root.operands[1:]], m.root.attrs).result, perm=perm)
-
-
-_REDUCTIONS = "|".join(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod", "any", "all"))
-
-
-@rule(f"({_REDUCTIONS}|argmax|argmin)(transpose(x))")
-def sink_reduction(m: Match, b: Builder) -> Outcome:
-    """reduce(transpose(x), axes) == transpose(reduce(x, perm[axes])), without the axes that vanish"""
-    perm = m.op(0).attrs["perm"]
-    attrs = dict(m.root.attrs)
-    if "axes" in attrs:
-        gone = {perm[axis] for axis in attrs["axes"]}
-        attrs["axes"] = tuple(sorted(gone))
-    else:
-        gone = {perm[attrs["axis"]]}
-        attrs["axis"] = perm[attrs["axis"]]
-    result = b.op(m.root.name, [m["x"]], attrs).result
-    if not attrs["keepdims"]:
-        left = [axis for axis in perm if axis not in gone]
-        perm = [sorted(left).index(axis) for axis in left]
-    return b.transpose(result, perm=perm)
-
-
-@rule("(max_pool|avg_pool)(transpose(x))")
-def sink_pool(m: Match, b: Builder) -> Outcome:
-    """pool(to_channels_first(x)) == to_channels_first(pool(x, channels_last))"""
-    perm = tuple(m.op(0).attrs["perm"])
-    if perm != FROM_CHANNELS_LAST or m.root.attrs["channels_last"]:
-        return None
-    result = b.op(m.root.name, [m["x"]], {**m.root.attrs, "channels_last": True}).result
-    return b.transpose(result, perm=perm)
-
-
 @rule("reshape(transpose(x))")
 def sink_reshape(m: Match, b: Builder) -> Outcome:
     """reshape(transpose(x)) == transpose(reshape(x)) where it splits or merges only what lies together in x"""
@@ -226,14 +140,4 @@ def reshape_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[li
     return groups
 
 
-RULES = [
-    sink_elementwise,
-    sink_concat,
-    sink_per_axis,
-    sink_along_axis,
-    sink_batch_norm,
-    sink_trailing,
-    sink_reduction,
-    sink_pool,
-    sink_reshape,
-]
+RULES = [sink_elementwise, sink_concat, sink_reshape]

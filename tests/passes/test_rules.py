@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import pkgutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import secateur.passes.rules as package
 from secateur.ir.draw import Draw
 from secateur.ir.rewrite import Rule
-from secateur.passes.layout import channels_last_conv
 from secateur.passes.manager import PassManager, resolve
+from secateur.passes.rules import topic, topics
 
 spec = importlib.util.spec_from_file_location("cases", Path(__file__).parent / "test_cases.py")
 cases = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cases)
 
-TOPICS = [module.name for module in pkgutil.iter_modules(package.__path__)]
-
 
 def all_rules() -> dict[str, Rule]:
-    tables = [importlib.import_module(f"secateur.passes.rules.{topic}").RULES for topic in TOPICS]
-    return {item.name: item for table in [*tables, [channels_last_conv]] for item in table}
+    return {item.name: item for name in topics() for item in topic(name)}
 
 
 def test_rule_names_are_unique() -> None:
-    tables = [importlib.import_module(f"secateur.passes.rules.{topic}").RULES for topic in TOPICS]
-    counted = Counter(item.name for table in tables for item in table)
+    counted = Counter(item.name for name in topics() for item in topic(name))
     assert max(counted.values()) == 1
 
 
