@@ -28,8 +28,8 @@ class Fuse(Pass):
     Exact: the body holds the same operations. An anchor takes the elementwise operations behind it
     as far as they keep its result's shape and no value in between is used elsewhere; one in
     `prologues` also those in front of its first operand. Elementwise operations that no anchor took
-    are boxed where they form a cone to one result of their common shape. Scalar constants move into
-    the body, other constants stay operands.
+    are boxed where they form a cone to one result of their common shape. Scalar constants of elementwise
+    operations move into the body; others, an anchor's parameters among them, stay operands.
 
     Attributes:
         anchors: operations that take an epilogue; `kind` is the anchor's name.
@@ -174,8 +174,9 @@ def box(graph: Graph, ops: Sequence[Op], kind: str) -> Op:
     for value in (value for op in ops for value in op.operands):
         if value in mapping or value.op in group:
             continue
-        if value.op is not None and value.op.name == "constant" and value.type.numel == 1:
-            copy_ops([value.op], body, mapping)
+        number = _number(value)
+        if number and all(is_elementwise(op) for op in ops if value in op.operands):
+            copy_ops([number], body, mapping)
         else:
             mapping[value] = body.add_input(value.type, value.hint)
             inputs.append(value)
@@ -189,6 +190,11 @@ def box(graph: Graph, ops: Sequence[Op], kind: str) -> Op:
     for op in reversed(ops):
         graph.erase(op)
     return fusion
+
+
+def _number(value: Value) -> Op | None:
+    """The constant behind a value, where that is a single number."""
+    return value.op if value.op is not None and value.op.name == "constant" and value.type.numel == 1 else None
 
 
 def _used_before(last: Op, group: set[Op], outputs: Sequence[Value]) -> bool:

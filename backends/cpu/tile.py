@@ -212,6 +212,8 @@ def check_epilogue(job: Job) -> str:
         return "several results"
     if job.ops.index(job.anchor) != next(i for i, op in enumerate(job.ops) if op.name != "constant"):
         return "has a prologue"
+    if any(job.position(value) is None for value in job.anchor.operands):
+        return "the body holds a parameter of the anchor"
     if job.body and any(value.op is None for value in job.body.outputs):
         return "an output is an input"
     for op in job.epilogue:

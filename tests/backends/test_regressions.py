@@ -46,6 +46,31 @@ CASES = {
           %2 = mul(%1, %w) : f32[3,3]
           return %2
         }}""",
+    "a layer with one output channel, whose bias is a single number": """
+        graph @main(%x: f32[5,3]) -> (f32[5,1]) {
+          %w = constant {value = [1,2,3]} : f32[1,3]
+          %b = constant {value = [0.5]} : f32[1]
+          %0 = linear(%x, %w, %b) : f32[5,1]
+          %1 = sigmoid(%0) : f32[5,1]
+          return %1
+        }""",
+    "a normalisation over a single element, with its weight": """
+        graph @main(%x: f32[5,1], %y: f32[5,1]) -> (f32[5,1]) {
+          %w = constant {value = [3]} : f32[1]
+          %0 = layer_norm(%x, %w) {dims = 1, eps = 1e-05} : f32[5,1]
+          %1 = add(%0, %y) : f32[5,1]
+          return %1
+        }""",
+    "a box that holds its anchor's bias": """
+        graph @main(%x: f32[5,3], %w: f32[1,3]) -> (f32[5,1]) {
+          %0 = fusion(%x, %w) {kind = "linear"} graph @inner(%0: f32[5,3], %1: f32[1,3]) -> (f32[5,1]) {
+            %b = constant {value = [0.5]} : f32[1]
+            %2 = linear(%0, %1, %b) : f32[5,1]
+            %3 = sigmoid(%2) : f32[5,1]
+            return %3
+          } : f32[5,1]
+          return %0
+        }""",
     "a stride so large that no window leaves the padding": f"""
         graph @main(%x: f32[1,3,4,4]) -> (f32[1,3,1,1]) {{
           {W}
