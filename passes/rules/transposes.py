@@ -36,11 +36,11 @@ def undo(b: Builder, value: Value, perm: tuple[int, ...], room: int, *, broadcas
 
     A copy of at most an eighth of `room` elements is worth it.
     """
-    if broadcasts and value.type.numel == 1:
-        return value
-    if perm_of(value) == perm:
+    if perm_of(value) == perm:  # also for one element: sinking must take the transpose away, or it never ends
         assert value.op is not None
         return value.op.operands[0]
+    if broadcasts and value.type.numel == 1:
+        return value
     rank = len(perm)
     shape = (1,) * (rank - value.type.rank) + value.shape
     back = inverse(perm)
