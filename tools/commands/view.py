@@ -1,23 +1,28 @@
-"""secateur view: a picture of a model."""
+"""secateur view: a model as a picture, or as a page to explore."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import graphviz
 
+from secateur.backends.artifact import MANIFEST
 from secateur.ir.diagnostics import CompileError, nearest
-from secateur.passes.manager import optimize
+from secateur.passes.manager import optimize, resolve
 from secateur.tools.commands.opt import add_pass_options, chosen_passes
-from secateur.tools.console import Ui
+from secateur.tools.console import Ui, size
 from secateur.tools.models import MODEL_HELP, open_graph
 from secateur.tools.picture import draw
 
-HELP = "draw a model: fusions as boxes, operations coloured by family, shapes on the edges"
-EXAMPLE = "secateur view model.onnx --pipeline default,cpu -o model.svg"
+HELP = "show a model or an artefact: one HTML file to explore (what each pass did, code, memory), or a picture"
+EXAMPLE = "secateur view model.onnx -o model.html\nsecateur view build/model -o model.html --profile profile.json"
 
-FORMATS = ("svg", "png", "pdf", "dot")
+PAGE = "html"
+PICTURES = ("svg", "png", "pdf", "dot")
+FORMATS = (PAGE, *PICTURES)
 NO_BINARY = (
     "no picture was drawn, because the program `dot` of Graphviz is not installed; get it with your package manager "
     "(apt install graphviz, brew install graphviz, ...) and run: dot -T{format} {source} -o {picture}"
@@ -25,10 +30,15 @@ NO_BINARY = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("model", help=f"a compiled artefact's folder, or {MODEL_HELP}")
     add_pass_options(parser)
-    parser.set_defaults(pipeline="none")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="what to write: .svg, .png, .pdf or .dot")
+    parser.set_defaults(pipeline=None)
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="what to write: .html, or .svg, .png, .pdf, .dot"
+    )
+    parser.add_argument(
+        "--profile", metavar="FILE.json", help="colour an artefact by time: what `secateur profile --json` printed"
+    )
 
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
@@ -37,12 +47,68 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     if format not in FORMATS:
         hint = nearest(format, FORMATS) or f"one of {', '.join('.' + name for name in FORMATS)}"
         raise CompileError(f"cannot draw {path.name}: the name must end in a kind of picture", hint=hint)
+    artifact = (Path(args.model) / MANIFEST).is_file()
+    if artifact and format != PAGE:
+        raise CompileError(f"{args.model} is an artefact, which is shown as .html only", hint="view the model instead")
+    if args.profile and not artifact:
+        raise CompileError("--profile goes with an artefact, because its rows are the artefact's steps")
+    args.pipeline = args.pipeline or ("default,cpu" if format == PAGE else "none")
+    if format == PAGE:
+        _page(args, ui, path, artifact)
+    else:
+        _picture(args, ui, path)
+
+
+def _page(args: argparse.Namespace, ui: Ui, path: Path, artifact: bool) -> None:
+    from secateur.tools.viewer.compiled import tell_artifact
+    from secateur.tools.viewer.page import page
+    from secateur.tools.viewer.story import tell
+
+    if artifact:
+        with ui.stage(f"reading {args.model}"):
+            story = tell_artifact(Path(args.model), _read_profile(args.profile) if args.profile else None)
+    else:
+        graph = open_graph(args.model, ui)
+        with ui.stage("running passes"):
+            passes = [item for name in chosen_passes(args) for item in resolve([name])]
+            story = tell(graph, passes, f"{graph.name} ({args.model})" if graph.name != args.model else args.model)
+    try:
+        path.write_text(page(story.data()), encoding="utf-8")
+    except OSError as error:
+        raise CompileError(f"cannot write {path}: {error.strerror or error}") from None
+    last = story.stages[-1]
+    passed = len(story.stages) - 1
+    ui.report(
+        {"file": str(path), "bytes": path.stat().st_size, "ops": last["ops"], "passes": passed},
+        f"wrote {path}, {size(path.stat().st_size)}: {last['ops']} operations"
+        + (f" after {passed} passes" if passed else "")
+        + "; open it in a browser",
+    )
+
+
+def _read_profile(path: str) -> dict[str, Any]:
+    """What `secateur profile --json` printed; raises `CompileError` where it is something else."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        for row in data["rows"]:
+            int(row["step"]), float(row["seconds"])
+    except OSError as error:
+        raise CompileError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CompileError(
+            f"{path} is not a profile: {error}", hint="write one with `secateur profile --json`"
+        ) from None
+    return dict(data)
+
+
+def _picture(args: argparse.Namespace, ui: Ui, path: Path) -> None:
     graph = open_graph(args.model, ui)
     with ui.stage("running passes"):
         graph = optimize(graph, chosen_passes(args))
     with ui.stage(f"drawing {len(graph)} operations"):
         written = render(draw(graph), path)
     if written != path:
+        format = path.suffix.lstrip(".").lower()
         ui.note(NO_BINARY.format(format=format, source=written, picture=path))
     ui.report({"file": str(written), "ops": len(graph), "drawn": written == path}, f"wrote {written}")
 
