@@ -66,6 +66,7 @@ class Rule:
         tolerance: the largest relative error in f32; 0 says that every bit is kept, but for the sign
             of a zero.
         finite: holds where no element is NaN or infinite, on the way included.
+        defined: holds where the result is not NaN.
         given: holds where the elements of a captured value lie in a range.
         draws: patterns that the proof by use draws instances from, where `pattern` says too little.
         replacement: what the text of a `.rules` file builds, for the linter.
@@ -77,6 +78,7 @@ class Rule:
     doc: str = ""
     tolerance: float = 0.0
     finite: bool = False
+    defined: bool = False
     given: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     draws: tuple[Pattern, ...] = ()
     replacement: Any = None
@@ -88,6 +90,7 @@ def rule(
     *,
     tolerance: float = 0.0,
     finite: bool = False,
+    defined: bool = False,
     given: Mapping[str, tuple[float, float]] | None = None,
     draws: Sequence[str] = (),
     name: str = "",
@@ -107,6 +110,7 @@ def rule(
             doc or (function.__doc__ or "").strip(),
             tolerance,
             finite,
+            defined,
             given or {},
             tuple(pattern(item) for item in draws),
             span=Span(code.co_filename, code.co_firstlineno),

@@ -57,6 +57,8 @@ def read_scores(b: Builder, value: Value) -> Scores | Refusal | None:
         scale, value = scale * number, wide
     if value.op is None or value.op.name != "matmul":
         return None
+    if not np.isfinite(scale):
+        return Refusal("the scale is not finite")
     q, kt = value.op.operands
     return Scores(q, kt, scale, masks)
 
@@ -80,7 +82,17 @@ def _additive(b: Builder, op: Op) -> Value:
     return b.where(condition, b.constant(0.0, dtype), hidden)
 
 
-@rule("matmul(p, v)", tolerance=1e-5)
+@rule(
+    "matmul(p, v)",
+    tolerance=1e-5,
+    finite=True,
+    defined=True,
+    draws=[
+        "matmul(softmax(mul(matmul(q, transpose(k) {perm = [0, 2, 1]}), c: number)) {axis = 2}, v)",
+        "matmul(softmax(add(matmul(q, transpose(k) {perm = [0, 2, 1]}), mask)) {axis = 2}, v)",
+        "matmul(softmax(where(c, matmul(q, transpose(k) {perm = [0, 2, 1]}), -inf)) {axis = 2}, v)",
+    ],
+)
 def attention_parts(m: Match, b: Builder) -> Outcome:
     """softmax(q @ transpose(k) * scale + mask) @ v == attention(q, k, v, mask, scale)"""
     weights, v = m.root.operands
@@ -94,6 +106,8 @@ def attention_parts(m: Match, b: Builder) -> Outcome:
     rank = q.type.rank
     if not q.shape[:-2] == kt.shape[:-2] == v.shape[:-2] or not rank == kt.type.rank == v.type.rank:
         return Refusal("the heads of q, k and v are broadcast against each other")
+    if 0 in (*q.shape, *kt.shape):
+        return Refusal("there are no queries or no keys")
     turned = _turned(b, kt)
     if turned is None:
         return Refusal("k would have to be transposed")
@@ -150,7 +164,14 @@ def _repeated_heads(b: Builder, value: Value) -> Value | None:
     return b.reshape(narrow, shape=(*shape[:-3], heads, *shape[-2:]))
 
 
-@rule("attention(q, k, v, ...)")
+@rule(
+    "attention(q, k, v, ...)",
+    draws=[
+        "attention(q: f32[1, 4, 3, 2], reshape(broadcast_to(k: f32[1, 2, 1, 5, 2]) {shape = [1, 2, 2, 5, 2]})"
+        " {shape = [1, 4, 5, 2]}, reshape(broadcast_to(v: f32[1, 2, 1, 5, 3]) {shape = [1, 2, 2, 5, 3]})"
+        " {shape = [1, 4, 5, 3]})"
+    ],
+)
 def repeated_heads(m: Match, b: Builder) -> Outcome:
     """attention(q, repeat(k), repeat(v)) == attention(q, k, v): grouped queries need no copies of keys and values"""
     k, v = _repeated_heads(b, m["k"]), _repeated_heads(b, m["v"])

@@ -24,7 +24,10 @@ def add_bias(m: Match, b: Builder) -> Outcome:
 ELEMENTWISE = "|".join(name for name, op in all_ops().items() if op.elementwise)
 
 
-@rule(f"({ELEMENTWISE})(_, ...)")
+@rule(
+    f"({ELEMENTWISE})(_, ...)",
+    draws=["relu(reshape(x))", "add(reshape(x), reshape(x))", "mul(reshape(x), c: number)", "sub(reshape(x), t: [_])"],
+)
 def reshape_behind(m: Match, b: Builder) -> Outcome:
     """f(reshape(x), reshape(y), c) == reshape(f(x, y, c)) for x and y of one shape and numbers c
 
@@ -51,7 +54,10 @@ def reshape_behind(m: Match, b: Builder) -> Outcome:
     return b.reshape(result, shape=op.result.shape) if result.shape == shape else None
 
 
-@rule(f"({ELEMENTWISE})(_, ...)")
+@rule(
+    f"({ELEMENTWISE})(_, ...)",
+    draws=["relu(broadcast_to(x))", "sub(broadcast_to(x), y)", "where(c, y, broadcast_to(x))"],
+)
 def implicit_broadcast(m: Match, b: Builder) -> Outcome:
     """f(broadcast_to(x), y) == f(x, y), broadcast only where y does not give the shape"""
     op = m.root

@@ -28,6 +28,8 @@ def per_channel(value: Value, shape: tuple[int, ...], axis: int) -> np.ndarray |
     array = constant_value(value)
     if array is None or not value.type.dtype.is_float or len(array.shape) > len(shape):
         return None
+    if not np.all(np.isfinite(array)):
+        return None
     full = (1,) * (len(shape) - array.ndim) + array.shape
     if any(size not in (1, wanted) or (size != 1 and at != axis) for at, (size, wanted) in enumerate(zip(full, shape))):
         return None
@@ -70,6 +72,8 @@ def parameters(op: Op) -> tuple[np.ndarray, np.ndarray | None] | Refusal:
     if len(op.operands[1].users) > 1:
         return Refusal("its weights are used elsewhere too")
     wide = [array.astype(np.float64) for array in arrays if array is not None]
+    if not all(np.all(np.isfinite(array)) for array in wide):
+        return Refusal("its weights are not finite")
     return wide[0], wide[1] if len(wide) > 1 else None
 
 

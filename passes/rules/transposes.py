@@ -82,13 +82,24 @@ def _sink(m: Match, b: Builder, rank: int) -> Outcome:
     return b.transpose(result, perm=perm)
 
 
-@rule(f"({'|'.join(name for name, op in all_ops().items() if op.elementwise)})(_, ...)")
+ELEMENTWISE = "|".join(name for name, op in all_ops().items() if op.elementwise)
+
+
+@rule(
+    f"({ELEMENTWISE})(_, ...)",
+    draws=[
+        "relu(transpose(x))",
+        "sub(transpose(x), y)",
+        "mul(transpose(x), transpose(x))",
+        "add(transpose(x), c: number)",
+    ],
+)
 def sink_elementwise(m: Match, b: Builder) -> Outcome:
     """add(transpose(x), transpose(y)) == transpose(add(x, y)), and so for each elementwise operation"""
     return _sink(m, b, m.root.result.type.rank)
 
 
-@rule("concat(x, ...)")
+@rule("concat(x, ...)", draws=["concat(transpose(x), transpose(x))", "concat(transpose(x), c: const)"])
 def sink_concat(m: Match, b: Builder) -> Outcome:
     """concat(transpose(x), transpose(y)) == transpose(concat(x, y)) with the axis followed"""
     return _sink(m, b, m.root.result.type.rank)
