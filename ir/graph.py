@@ -7,6 +7,7 @@ operation's operands, so that a value's uses are all found in one place.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -219,6 +220,19 @@ class Graph:
         from secateur.ir.text import print_graph  # the printer needs the op registry, which needs this file
 
         return print_graph(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: the text, and a picture where something installed can draw one.
+
+        Who draws is found by the entry points of the group `secateur.pictures`, functions from a graph to
+        SVG or None, because nothing here may know of the tools.
+        """
+        shown = {"text/plain": str(self)}
+        for entry in importlib.metadata.entry_points(group="secateur.pictures"):
+            picture = entry.load()(self)
+            if picture:
+                shown["image/svg+xml"] = picture
+        return shown
 
 
 def bodies(op: Op) -> list[Graph]:

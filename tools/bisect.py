@@ -98,7 +98,7 @@ def bisect(
     tolerance: float,
     *,
     compile: dict[str, Any] | None = None,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Search:
     """Run passes one by one until the results leave the tolerance, then look closer.
 
@@ -106,18 +106,17 @@ def bisect(
         graph: left as it is.
         inputs: tensors that fit it.
         compile: arguments of `compile_graph`, to compile what the passes leave; None leaves the compiler out.
-        progress: called with what is being done.
+        progress: called with what is being done, and its share done, 0 to 1.
 
     Raises:
         CompileError: the inputs do not fit.
     """
     check_inputs(graph, inputs)
-    progress("reference")
     want = run(graph, inputs)
     search = Search()
     current, error = graph.clone(), 0.0
-    for item in passes:
-        progress(str(item))
+    for number, item in enumerate(passes):
+        progress("running passes", number / len(passes))
         before = current.clone()
         trial = _Trial(before, inputs, item, want, tolerance)
         try:
@@ -133,7 +132,7 @@ def bisect(
             search.finding = trial.explain(error, "")
             return search
     if compile is not None:
-        progress("compiling")
+        progress("compiling", 0.0)
         _check_compiled(search, current, inputs, want, tolerance, compile)
     return search
 

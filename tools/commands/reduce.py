@@ -32,9 +32,9 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     found = search.finding
     if found is None:
         raise CompileError(f"there is nothing to reduce: everything stays within {args.tolerance:g}")
-    check = check_of(found, args)
+    check, total = check_of(found, args), len(found.graph)
     with ui.progress() as progress:
-        reducer = reducer_of(found, check, args.seconds, lambda left: progress(f"{left} operations left"))
+        reducer = reducer_of(found, check, args.seconds, lambda left: progress("reducing", 1 - left / total))
         case = reducer.run()
     write_case(args.output, case.graph, case.inputs, check, f"{found.rule} in {found.culprit}".removeprefix(" in "))
     facts = {"ops_before": len(found.graph), "ops": len(case.graph), "trials": reducer.trials, "file": args.output}
