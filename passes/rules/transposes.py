@@ -74,7 +74,8 @@ def _sink(m: Match, b: Builder, rank: int) -> Outcome:
     attrs = dict(op.attrs)
     if op.name == "concat":
         attrs["axis"] = perm[attrs["axis"]]
-    room, broadcasts = op.result.type.numel, op.name != "concat"
+    # Measured by what was transposed before: what is transposed instead gets smaller each time, so this ends.
+    room, broadcasts = largest.type.numel, op.name != "concat"
     operands = [undo(b, value, perm, room, broadcasts=broadcasts) for value in op.operands]
     if any(value is None for value in operands):
         return Refusal("another operand would have to be transposed instead")
