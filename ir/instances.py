@@ -371,7 +371,7 @@ def _channels(draw: Draw, types: list[TensorType | None], attrs: Attrs) -> list[
     x = types[0]
     if x is None:
         raise Unfit("a normalisation is drawn from its first operand")
-    return [x, *[x.with_shape((x.shape[attrs.get("axis", 1)],))] * 4]
+    return [x] + 4 * [x.with_shape((x.shape[attrs.get("axis", 1)],))]
 
 
 def _concat(draw: Draw, types: list[TensorType | None], attrs: Attrs) -> list[TensorType]:
@@ -382,7 +382,7 @@ def _concat(draw: Draw, types: list[TensorType | None], attrs: Attrs) -> list[Te
 
 
 def _attention(draw: Draw, types: list[TensorType | None], attrs: Attrs) -> list[TensorType]:
-    q, k, v, mask = [*types, *[None] * (4 - len(types))]
+    q, k, v, mask = (types[at] if at < len(types) else None for at in range(4))
     known = q or k or v
     dtype = known.dtype if known else mask.dtype if mask and mask.dtype.is_float else DType.F32
     lead = known.shape[:-2] if known else (mask.shape[:-2] if mask and mask.rank > 2 else (1, 2))

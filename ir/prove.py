@@ -26,6 +26,7 @@ from secateur.ir.types import DType
 ENOUGH = 20  # instances on which a rule must hold
 TRIES = 3000  # draws made to find them
 SHRINK = 600  # draws made to find a small counterexample
+PATIENCE = 60  # instances that an earlier rule takes, after which it is thought to take them all
 ROUNDS = 60  # rewrites after which an instance of a few operations is thought to go on for ever
 
 
@@ -36,6 +37,7 @@ class Counterexample:
     message: str
     before: str
     after: str
+    size: tuple[int, int] = (0, 0)  # operations and elements
 
     def __str__(self) -> str:
         return f"{self.message}\n// before\n{self.before}// after\n{self.after}".rstrip()
@@ -99,11 +101,11 @@ def _drawn(rule: Rule, seed: int, tries: int, *, small: bool = False) -> Iterato
 
 
 def _smaller(rule: Rule, seed: int, first: Counterexample) -> Counterexample:
-    """The shortest counterexample that some more draws of small sizes give."""
+    """The smallest counterexample that some more draws of small sizes give."""
     best = first
     for instance in _drawn(rule, seed, SHRINK, small=True):
         found = _counterexample(rule, instance)
-        if isinstance(found, Counterexample) and len(found.before) < len(best.before):
+        if isinstance(found, Counterexample) and found.size < best.size:
             best = found
     return best
 
@@ -133,11 +135,12 @@ def _counterexample(rule: Rule, instance: Instance) -> Counterexample | str | No
     if values is None:
         return "declined"
     text = print_graph(_closed(before, arrays))
+    size = (len(before), sum(value.type.numel for op in before.ops for value in (*op.operands, *op.results)))
     if isinstance(values, CompileError):
-        return Counterexample(values.message, text, "")
+        return Counterexample(_plain(values, rule), text, "", size)
     old, new = [str(value.type) for value in root.results], [str(value.type) for value in values]
     if old != new:
-        return Counterexample(f"it changes the type {', '.join(old)} to {', '.join(new)}", text, "")
+        return Counterexample(f"it changes the type {', '.join(old)} to {', '.join(new)}", text, "", size)
     scale = [1.0]
     wanted = run(before, arrays, lambda op, results: scale.extend(_largest(array) for array in results))
     graph.replace(root, values)
@@ -146,8 +149,13 @@ def _counterexample(rule: Rule, instance: Instance) -> Counterexample | str | No
             got = np.where(np.isnan(want), want, got)
         if (why := difference(want, got, rule.tolerance, max(scale))) is not None:
             which = f"result {position}: " if len(wanted) > 1 else ""
-            return Counterexample(which + why, text, print_graph(_alive(_closed(graph, arrays))))
+            return Counterexample(which + why, text, print_graph(_alive(_closed(graph, arrays))), size)
     return None
+
+
+def _plain(error: CompileError, rule: Rule) -> str:
+    """An error's message without the name of the rule, which whoever shows it says already."""
+    return error.message.removeprefix(f"rule {rule.name!r} ")
 
 
 def _largest(array: np.ndarray) -> float:
@@ -231,7 +239,7 @@ def _lint_by_use(rules: Sequence[Rule], at: int, seed: int, samples: int) -> Ite
             continue
         fired += 1
         if isinstance(values, CompileError):
-            yield values.message
+            yield _plain(values, rule)
             return
         if [value.type for value in values] != [value.type for value in _root(copy).results]:
             yield f"changes the type {_root(copy).results[0].type} to {values[0].type}"
@@ -240,7 +248,7 @@ def _lint_by_use(rules: Sequence[Rule], at: int, seed: int, samples: int) -> Ite
         if (endless := _loops(rules, rule, instance.graph)) is not None:
             yield endless
             return
-        if fired == samples:
+        if fired == PATIENCE or (fired >= samples and "" in forestalled):
             break
     if not fired:
         yield f"never fires: none of {TRIES} draws of its pattern satisfies its conditions"
@@ -271,5 +279,5 @@ def _loops(rules: Sequence[Rule], rule: Rule, graph: Graph) -> str | None:
             if "does not end" in error.message:
                 return f"loops {what}: {error.message}"
             if len(chosen) == 1:
-                return error.message
+                return _plain(error, rule)
     return None

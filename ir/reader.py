@@ -95,7 +95,7 @@ class Reader:
         return [node for child in tree.children for node in self.node(child, given, family)]
 
     def operation(self, tree: Any, given: Substitution, family: Mapping[str, str]) -> list[Node]:
-        once, label, choice, *parts, result, attrs, typing = tree.children
+        once, label, choice, *parts, attrs, result, typing = tree.children
         arguments = [part for part in parts if part is not None and part.data != "rest"]
         rests = [part for part in parts if part is not None and part.data == "rest"]
         if rests and (len(rests) > 1 or parts[-1] is not rests[0]):

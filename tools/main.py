@@ -27,11 +27,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def commands() -> dict[str, ModuleType]:
-    """Every subcommand's module by name."""
+    """Every subcommand's module by name: the file's, with dashes."""
     import secateur.tools.commands as package
 
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    return {name.replace("_", "-"): importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:

@@ -1,0 +1,84 @@
+"""secateur test-rules: rules tried on random instances of their patterns."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from secateur.ir.diagnostics import CompileError
+from secateur.ir.prove import Proof, lint, prove
+from secateur.ir.rules import load_rules
+from secateur.passes.rules import topic, topics
+from secateur.tools.console import Ui, table
+
+HELP = "lint rules and prove them by use: both sides are run on random instances and compared"
+EXAMPLE = "secateur test-rules my.rules\nsecateur test-rules --lint-only my.rules"
+    "secateur test-rules my.rules\nsecateur test-rules --lint-only my.rules\nsecateur test-rules  # the built-in rules"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", help="a .rules file (default: every rule that is built in)")
+    parser.add_argument("--lint-only", action="store_true", help="do not run the rules, only look for faults in them")
+    parser.add_argument("--seed", type=int, help="repeat the run that showed this seed")
+    parser.add_argument(
+        "--instances", type=int, default=40, help="instances to try each rule on (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace, ui: Ui) -> None:
+    seed = args.seed if args.seed is not None else time.time_ns() % 1_000_000_000
+    groups = {args.file: load_rules(args.file)} if args.file else {name: list(topic(name)) for name in topics()}
+    rules = [rule for group in groups.values() for rule in group]
+    if not rules:
+        raise CompileError(f"{args.file} holds no rules")
+    proofs: list[Proof] = []
+    with ui.progress() as tracker:
+        tracker(f"linting {len(rules)} rules")
+        findings = [finding for group in groups.values() for finding in lint(group, seed)]
+        for number, rule in enumerate([] if args.lint_only else rules):
+            tracker(f"proving {len(rules)} rules", number / len(rules))
+            proofs.append(prove(rule, seed, enough=args.instances))
+    wrong = [proof for proof in proofs if not proof.ok]
+    for text in [*map(str, findings), *map(_shown, wrong)]:
+        ui.note(text)
+    shown = [] if args.lint_only else [_table(proofs, seed)]
+    ui.report(_report(proofs, [str(finding) for finding in findings], seed), *shown)
+    if findings or wrong:
+        raise CompileError(
+            f"{len(wrong)} of {len(rules)} rules are wrong, {len(findings)} findings of the linter",
+            hint=f"--seed {seed} repeats this run",
+        )
+
+
+def _shown(proof: Proof) -> str:
+    place = f"{proof.rule.span}: " if proof.rule.span else ""
+    if proof.counterexample is None:
+        return f"{place}rule {proof.rule.name!r}: no instance of its pattern makes it fire"
+    return f"{place}rule {proof.rule.name!r} is wrong: {proof.counterexample}\n"
+
+
+def _report(proofs: list[Proof], findings: list[str], seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "lint": findings,
+        "rules": [
+            {
+                "rule": proof.rule.name,
+                "instances": proof.instances,
+                "ok": proof.ok,
+                "tolerance": proof.rule.tolerance,
+                "counterexample": str(proof.counterexample) if proof.counterexample else None,
+            }
+            for proof in proofs
+        ],
+    }
+
+
+def _table(proofs: list[Proof], seed: int) -> Any:
+    rows = [
+        (p.rule.name, "ok" if p.ok else "wrong", p.instances, p.rule.tolerance or "exact", p.rule.doc.split("\n")[0])
+        for p in proofs
+    ]
+    return table("", ["rule", "", "instances>", "tolerance>", "algebra"], rows, f"seed {seed}")
