@@ -14,8 +14,6 @@ from secateur.tools.console import Ui, table
 
 HELP = "lint rules and prove them by use: both sides are run on random instances and compared"
 EXAMPLE = "secateur test-rules my.rules\nsecateur test-rules --lint-only my.rules"
-    "secateur test-rules my.rules\nsecateur test-rules --lint-only my.rules\nsecateur test-rules  # the built-in rules"
-)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
