@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 
 from secateur.ir.diagnostics import CompileError, Span, nearest
 from secateur.ir.graph import Graph
-from secateur.ir.rewrite import RewriteStats
+from secateur.ir.rewrite import RewriteStats, apply_rules
+from secateur.ir.rules import load_rules
 
 NOT_PASSES = {"base", "manager", "pipelines"}
 GROUP = "secateur.passes"
@@ -92,21 +93,41 @@ def _installed() -> dict[str, type[Pass]]:
 
 
 def load_pass(path: str | Path) -> type[Pass]:
-    """Run a Python file and make the pass it defines known under the file's name.
+    """Make the pass that a file holds known under the file's name: Python code, or a `.rules` file.
 
     A file that is loaded again replaces what it brought before.
 
     Raises:
-        CompileError: there is no such file, it fails, it does not define one pass, or the name is taken.
+        CompileError: there is no such file, it fails, it does not hold one pass, or the name is taken.
     """
     path = Path(path)
     name = path.stem
-    if path.suffix != ".py" or not path.is_file():
-        raise CompileError(f"cannot load {path}: " + ("there is no such file" if path.suffix == ".py" else "not a .py"))
+    if path.suffix not in (".py", ".rules"):
+        raise CompileError(f"cannot load {path}: it is neither a .py nor a .rules file")
+    if not path.is_file():
+        raise CompileError(f"cannot load {path}: there is no such file")
     if name in _built_in() or name in _installed() or not name.isidentifier():
         reason = "is taken" if name.isidentifier() else "is not a name"
         raise CompileError(f"cannot load {path}: the file's name is the pass's name, and {name!r} {reason}")
-    spec = importlib.util.spec_from_file_location(f"secateur_loaded.{name}", path)
+    _loaded[name] = _pass_of_rules(path) if path.suffix == ".rules" else pass_of(_module(path))
+    return _loaded[name]
+
+
+def _pass_of_rules(path: Path) -> type[Pass]:
+    """A pass that applies the rules of a file until none fires."""
+    rules = load_rules(path)
+
+    def run(self: Pass, graph: Graph) -> RewriteStats:
+        return apply_rules(graph, rules)
+
+    tolerance = max((rule.tolerance for rule in rules), default=0.0)
+    doc = "\n\n    ".join([f"The rules of {path.name}.", *(f"{rule.name}: {rule.doc}" for rule in rules)])
+    fields = {"__doc__": doc, "exact": not tolerance, "tolerance": tolerance, "run": run}
+    return dataclass(frozen=True)(type("Rules", (Pass,), {**fields, "__module__": f"secateur_loaded.{path.stem}"}))
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"secateur_loaded.{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their module up
@@ -114,8 +135,7 @@ def load_pass(path: str | Path) -> type[Pass]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise CompileError(f"cannot load {path}: {_reason(error)}", span=_place(error, path)) from error
-    _loaded[name] = pass_of(module)
-    return _loaded[name]
+    return module
 
 
 def _reason(error: Exception) -> str:

@@ -63,6 +63,16 @@ def test_a_file_that_has_changed_is_loaded_again(tmp_path: Path) -> None:
         assert f"%{hint} = relu(%x)" in str(optimize(parse(TEXT), ["rename"]))
 
 
+def test_a_file_of_rules_is_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.rules"
+    file.write_text("// relu(relu(x)) == relu(x)\nrule twice tolerance 1e-6: relu(relu(x)) => relu(x)\n")
+    item = base.load_pass(file)
+    assert (item.exact, item.tolerance, item().name, str(item())) == (False, 1e-6, "mine", "mine")
+    assert str(optimize(parse(TEXT), ["mine"])).count("relu(") == 1
+    assert main(["passes", "mine", "--load", str(file)]) == 0
+    assert "twice: relu(relu(x)) == relu(x)" in capsys.readouterr().out
+
+
 def test_an_installed_package_brings_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs.py").write_text(PASS)
     info = tmp_path / "theirs-1.0.dist-info"
@@ -79,7 +89,8 @@ def test_an_installed_package_brings_a_pass(tmp_path: Path, monkeypatch: pytest.
 WRONG = [
     ("fold.py", PASS, "'fold' is taken"),
     ("my-pass.py", PASS, "'my-pass' is not a name"),
-    ("notes.txt", PASS, "not a .py"),
+    ("notes.txt", PASS, "neither a .py nor a .rules file"),
+    ("mine.rules", "rule a: relu(x => x\n", "mine.rules:1"),
     ("rename.py", "x = 1\n", "exactly one subclass of Pass, this one: none"),
     ("rename.py", PASS + PASS.replace("Rename", "Other"), "this one: Rename, Other"),
     ("rename.py", PASS.replace("@dataclass(frozen=True)", ""), "put @dataclass(frozen=True) on it"),
