@@ -24,7 +24,7 @@ from typing import Any
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Op, Value
-from secateur.ir.pattern import Match, Pattern, is_number, match, matches
+from secateur.ir.pattern import Match, Miss, Pattern, is_number, match, matches
 from secateur.ir.reader import pattern
 from secateur.ir.verify import verify
 
@@ -154,6 +154,60 @@ def gated(allow: Gate) -> Iterator[None]:
         _gate.reset(token)
 
 
+@dataclass
+class Explanation:
+    """Why a rule did not fire: its near misses, each with the operation at its root.
+
+    Attributes:
+        rule: the rule's name, or what the names of a family of rules begin with.
+        tried: the names of all rules that were tried.
+        misses: for each operation that could have been the root, what did not fit there at the last try.
+    """
+
+    rule: str
+    fired: int = 0
+    tried: set[str] = field(default_factory=set)
+    misses: dict[Op, str] = field(default_factory=dict)
+
+    def covers(self, name: str) -> bool:
+        return name == self.rule or name.startswith(f"{self.rule}_")
+
+    def record(self, op: Op, misses: list[Miss]) -> None:
+        """Keep what got furthest."""
+        if misses:
+            _, inner, why = max(misses, key=lambda miss: miss[0])
+            place = f" (at {inner.span})" if inner is not None and inner is not op and inner.span else ""
+            self.misses[op] = why + place
+
+
+_explanation: ContextVar[Explanation | None] = ContextVar("explanation", default=None)
+
+
+@contextmanager
+def explaining(rule: str) -> Iterator[Explanation]:
+    """While it lasts, near misses of a rule are recorded."""
+    explanation = Explanation(rule)
+    token = _explanation.set(explanation)
+    try:
+        yield explanation
+    finally:
+        _explanation.reset(token)
+
+
+def _candidates(op: Op, rules: list[Rule]) -> Iterator[tuple[Rule, Match, list[Miss]]]:
+    """Every match of every rule at an operation, with what did not fit on the way, if somebody asks for that."""
+    explanation = _explanation.get()
+    for item in rules:
+        misses: list[Miss] = []
+        asked = explanation is not None and explanation.covers(item.name)
+        for found in matches(item.pattern, op, misses if asked else None):
+            yield item, found, misses
+        if explanation is not None:
+            explanation.tried.add(item.name)
+            if asked:
+                explanation.record(op, misses)
+
+
 def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None) -> RewriteStats:
     """Apply rules until none fires, and remove what becomes dead.
 
@@ -190,15 +244,16 @@ def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None)
 
 def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -> list[Op] | None:
     """Try the rules on one operation; where one fires, returns the operations around it that changed."""
-    candidates = ((rule, found) for rule in rules for found in matches(rule.pattern, op))
-    for item, found in candidates:
+    for item, found, misses in _candidates(op, rules):
         start = time.perf_counter()
         previous = op.prev
         outcome = item.rewrite(found, Builder(graph, op, op.span))
         stats.seconds[item.name] += time.perf_counter() - start
         if outcome is None or isinstance(outcome, Refusal):
+            reason = outcome.reason if outcome is not None else "it declines, and does not say why"
+            misses.append((1 << 30, op, reason))
             if outcome is not None:
-                stats.refused[item.name, outcome.reason] += 1
+                stats.refused[item.name, reason] += 1
             _erase_between(graph, previous, op)
             continue
         values = [outcome] if isinstance(outcome, Value) else list(outcome)
@@ -208,6 +263,9 @@ def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -
             _erase_between(graph, previous, op)
             continue
         stats.fired[item.name] += 1
+        if (explanation := _explanation.get()) is not None and explanation.covers(item.name):
+            explanation.fired += 1
+            explanation.misses.pop(op, None)
         return _replace(graph, op, values, _between(graph, previous, op))
     return None
 

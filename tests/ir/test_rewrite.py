@@ -59,7 +59,7 @@ def test_rest_alternatives_and_wildcards() -> None:
     )
     assert match(pattern("slice(concat(x, ...))"), root(graph))
     assert not match(pattern("slice(concat(x))"), root(graph))
-    assert match(pattern('(slice|pad)(_)'), root(graph))
+    assert match(pattern("(slice|pad)(_)"), root(graph))
 
 
 @pytest.mark.parametrize(

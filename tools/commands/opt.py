@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from secateur.ir.diagnostics import CompileError
+from secateur.ir.diagnostics import CompileError, nearest
 from secateur.ir.graph import Graph
+from secateur.ir.rewrite import Explanation, explaining
 from secateur.ir.text import print_graph, write_ir
 from secateur.passes.base import load_pass
 from secateur.passes.manager import PassManager, resolve
@@ -57,6 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-after", action="store_true", help="print the graph after every pass to standard error")
     parser.add_argument("--dump", metavar="DIR", help="write the graph after every pass into a folder")
     parser.add_argument("--stop-after", default="", metavar="PASS", help="stop after this pass")
+    parser.add_argument("--explain", metavar="RULE", help="say where a rule nearly fired, and why it did not")
     parser.add_argument("--time-passes", action="store_true", help="show seconds and operations for each pass")
 
 
@@ -68,8 +70,11 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
         print_after=_print_after if args.print_after else None,
         dump=Path(args.dump) if args.dump else None,
     )
-    with ui.stage("running passes"):
+    with ui.stage("running passes"), explaining(args.explain or "") as explanation:
         manager.run(graph)
+    if args.explain:
+        _explain(explanation, ui)
+        return
     if args.output:
         write_result(graph, args.output)
         ui.note(f"wrote {args.output}")
@@ -85,6 +90,23 @@ def write_result(graph: Graph, path: str) -> None:
         write_ir(graph, path)
     except OSError as error:
         raise CompileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _explain(explanation: Explanation, ui: Ui) -> None:
+    """Print the near misses of a rule; raises `CompileError` where no pass has tried a rule of this name."""
+    name = explanation.rule
+    if not any(map(explanation.covers, explanation.tried)):
+        hint = nearest(name, explanation.tried) or "only rules whose first operation occurs in the model are tried"
+        raise CompileError(f"no rule {name!r} was tried", hint=hint)
+    misses = [
+        {"op": op.name, "type": str(op.results[0].type), "at": str(op.span or "<unknown>"), "why": why}
+        for op, why in explanation.misses.items()
+    ]
+    rows = [(item["op"], item["type"], item["at"], item["why"]) for item in misses]
+    shown = table(
+        f"rule {name} fired {explanation.fired} times, and nearly so at", ["op", "type", "where", "why not"], rows
+    )
+    ui.report({"rule": name, "fired": explanation.fired, "misses": misses}, shown)
 
 
 def _print_after(name: str, text: str) -> None:
