@@ -8,6 +8,7 @@ Hierarchical System Structures", 1981. Which order crosses least is what fast-su
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from secateur.ir.diagnostics import CompileError
 from secateur.tools.viewer.flatten import Frame, Item
 
+SWEEPS = 4
+End = tuple[int, float, int, float]  # a segment: upper cell and place on its edge, lower cell and place
 LEAF, BOX, BEND = 0, 1, 2  # what a cell holds, as the remainder of its code by 3
 
 
@@ -26,6 +29,8 @@ class Box:
     children: list[Box | int] = field(default_factory=list)
     low: int = 0
     high: int = 0
+    ins: dict[int, float] = field(default_factory=dict)
+    outs: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -232,13 +237,36 @@ class _Layers:
                 at = below
             self.segments.append((at, user, value))
 
+    def ends(self) -> list[End]:
+        """The segments with the places on the edges of boxes where they start and end."""
+        ends = []
+        for a, b, value in self.segments:
+            upper, lower = self.child(a), self.child(b)
+            ends.append(
+                (a, upper.outs.get(value, 0.5) if upper else 0.5, b, lower.ins.get(value, 0.5) if lower else 0.5)
+            )
+        return ends
+
+    def child(self, cell: int) -> Box | None:
+        found = self.box.children[cell] if cell < len(self.box.children) else None
+        return found if isinstance(found, Box) else None
+
+    def note_ports(self, layers: Sequence[Sequence[int]]) -> None:
+        """Where values enter and leave this box, as shares of its width, for the layers around it."""
+        for layer, ports in ((layers[0], self.box.ins), (layers[-1], self.box.outs)) if layers else ():
+            for position, cell in enumerate(layer):
+                if self.cells[cell] % 3 == BEND:
+                    ports[self.cells[cell] // 3] = (position + 0.5) / len(layer)
+
     def data(self) -> dict[str, Any]:
         layers: list[list[int]] = [[] for _ in range(max(self.ranks, default=-1) + 1)]
         places = _places(len(self.cells), [(a, b) for a, b, _ in self.segments])
         for cell in sorted(range(len(self.cells)), key=lambda cell: places[cell]):
             layers[self.ranks[cell]].append(cell)
+        layers = uncross([layer for layer in layers if layer], self.ends())
+        self.note_ports(layers)
         flat = [number for segment in self.segments for number in segment]
-        return {"cells": self.cells, "layers": [layer for layer in layers if layer], "segments": flat}
+        return {"cells": self.cells, "layers": layers, "segments": flat}
 
 
 def _places(count: int, edges: Sequence[tuple[int, int]]) -> list[float]:
@@ -263,3 +291,48 @@ def _places(count: int, edges: Sequence[tuple[int, int]]) -> list[float]:
     for cell in sorted(alone):
         places[cell] = left = left + 100.0
     return places
+
+
+def uncross(layers: list[list[int]], ends: Sequence[End]) -> list[list[int]]:
+    """A better order where lines end at ports, of which the library knows nothing: barycentres, if less crosses."""
+    above: dict[int, list[End]] = {}
+    below: dict[int, list[End]] = {}
+    for end in ends:
+        below.setdefault(end[0], []).append(end)
+        above.setdefault(end[2], []).append(end)
+    at = {cell: float(place) for layer in layers for place, cell in enumerate(layer)}
+    best, least = layers, _all_crossings(layers, below, at)
+    fresh = [list(layer) for layer in layers]
+    for sweep in range(SWEEPS if least else 0):
+        down = sweep % 2 == 0
+        for layer in fresh[1:] if down else fresh[-2::-1]:
+            centre = {cell: _centre(cell, (above if down else below).get(cell, ()), at, down) for cell in layer}
+            layer.sort(key=centre.__getitem__)
+            at.update((cell, float(place)) for place, cell in enumerate(layer))
+        crossings = _all_crossings(fresh, below, at)
+        if crossings < least:
+            best, least = [list(layer) for layer in fresh], crossings
+    return best
+
+
+def _all_crossings(layers: Sequence[Sequence[int]], below: dict[int, list[End]], at: dict[int, float]) -> int:
+    return sum(_crossings([end for cell in layer for end in below.get(cell, ())], at) for layer in layers)
+
+
+def _centre(cell: int, ends: Sequence[End], at: dict[int, float], downwards: bool) -> float:
+    """The mean place of what a cell hangs on, less where on its own edge the lines end."""
+    if not ends:
+        return at[cell]
+    places = [at[a] + x - y if downwards else at[b] + y - x for a, x, b, y in ends]
+    return sum(places) / len(places)
+
+
+def _crossings(ends: Sequence[End], at: dict[int, float]) -> int:
+    """How many of these lines, all between the same two layers, cross."""
+    lines = sorted((at[a] + x, at[b] + y) for a, x, b, y in ends)
+    seen: list[float] = []
+    count = 0
+    for _, lower in lines:
+        count += len(seen) - bisect_right(seen, lower)
+        insort(seen, lower)
+    return count

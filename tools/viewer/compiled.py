@@ -97,7 +97,7 @@ def _step(
     record = {
         "name": row["op"],
         "family": family(row["op"]) if row["op"] in all_ops() else "other",
-        "detail": row["family"],
+        "detail": row["family"] if row["family"] != row["op"] else "",
         "types": [row["result"]] if row["result"] else [],
         "attrs": [["kernel", row["family"]], ["why", row["why"]], ["step", str(row["step"])]],
         "module": module,

@@ -118,14 +118,14 @@ class _Flattening:
         constants = [self.constant(value) for value in op.operands]
         attrs = tuple((key, str(value)) for key, value in sorted(op.attrs.items()))
         types = tuple(str(value.type) for value in (*op.operands, *op.results))
-        arrays = tuple(id(item.attrs["value"]) for item in constants if item)
+        held = tuple(self.records.digest(item) for item in constants if item)
         place = (op.span.module, op.span.file, op.span.line) if op.span else ("", "", 0)
         return Item(
             self.records.op(op, constants),
             frames,
             self.reads(op.operands),
             tuple(op.results),
-            (op.name, attrs, types, arrays),
+            (op.name, attrs, types, held),
             (op.name, *place),
             unit,
         )

@@ -46,8 +46,8 @@ function layersDown(box, cells, segments, root) {
   segments.forEach((segment) => busy[cells[segment.to].layer]++);
   box.layers.forEach((layer, index) => {
     const height = Math.max(...layer.map((cell) => cells[cell].h));
-    const border = height === 0 && (index === 0 || index === box.layers.length - 1);
-    if (index > 0) y += border ? GAP.box : GAP.layers + Math.min(40, 2 * Math.max(0, busy[index] - layer.length));
+    const narrow = straight(box.layers[index - 1], cells) || straight(layer, cells);
+    if (index > 0) y += (narrow ? GAP.box + 4 : GAP.layers) + Math.min(40, 2 * Math.max(0, busy[index] - layer.length));
     tops.push({ top: y, bottom: y + height });
     layer.forEach((cell) => (cells[cell].y = y + (height - cells[cell].h) / 2));
     y += height;
@@ -55,12 +55,17 @@ function layersDown(box, cells, segments, root) {
   return tops;
 }
 
+// A layer of nothing but ports and bends needs less room around it.
+function straight(layer, cells) {
+  return layer?.every((cell) => cells[cell].bend);
+}
+
 // x: every cell is drawn to where its neighbours are, layer after layer, down and up again.
 function across(layers, cells, segments) {
   const up = cells.map(() => []), down = cells.map(() => []);
   for (const segment of segments) {
     const a = cells[segment.from], b = cells[segment.to];
-    const weight = a.bend && b.bend ? 6 : a.bend || b.bend ? 2 : 1;
+    const weight = a.bend && b.bend ? 8 : a.bend || b.bend ? 0.3 : 1; // long lines are straight, and follow the boxes
     up[segment.to].push({ other: segment.from, shift: segment.out - segment.in, weight });
     down[segment.from].push({ other: segment.to, shift: segment.in - segment.out, weight });
   }

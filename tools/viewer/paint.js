@@ -57,7 +57,11 @@ function paintTitle(pen, view, box) {
   pen.fillStyle = theme.soft;
   pen.textAlign = "left";
   pen.textBaseline = "middle";
-  const text = about.kind === "fusion" ? `fusion` : about.label;
+  const text = about.kind === "fusion" ? "fusion" : about.label;
+  pen.strokeStyle = about.kind === "fusion" ? theme.fusion : box.depth % 2 ? theme["box-0"] : theme["box-1"];
+  pen.lineWidth = 5;
+  pen.lineJoin = "round";
+  pen.strokeText(text, box.x + 10, box.y + 15, box.w - 20);
   pen.fillText(text, box.x + 10, box.y + 15, box.w - 20);
 }
 
@@ -73,7 +77,7 @@ function paintClosed(pen, view, state, number) {
   outline(pen, view, state, "box", number, view.marks.boxes.get(number) ? "changed" : "");
   if (view.camera.k < 0.25) return;
   const inside = view.inside[number], ink = shade?.ink ?? theme["node-ink"];
-  label(pen, box, about.label, fusion ? "fusion" : `${inside.ops} ops`, ink);
+  label(pen, box, about.label, fusion ? DATA.ops[about.record].types[0] : `${inside.ops} ops`, ink);
   const marks = view.marks.boxes.get(number);
   if (marks) badges(pen, box, marks);
 }

@@ -30,14 +30,17 @@ function link(text, action) {
   return made;
 }
 
-function linkRows(parent, links) {
-  const table = element("table");
-  for (const [name, text, action] of links) {
-    const row = table.insertRow();
-    row.append(element("td", name));
-    row.insertCell().append(link(text, action));
+// Each link with a remark behind it, whose kind is its style.
+function links(parent, list) {
+  for (const [text, remark, action, kind] of list) {
+    const line = element("div", undefined, { className: "entry" });
+    line.append(link(text, action), " ", element("span", remark, { className: kind ?? "remark" }));
+    parent.append(line);
   }
-  parent.append(table);
+}
+
+function named(record) {
+  return record.module ? `${record.name} · ${record.module}` : record.name;
 }
 
 // One operation --------------------------------------------------------------------------------------
@@ -71,17 +74,14 @@ function facts(panel, record) {
 
 function around(panel, view, leaf, app) {
   const about = view.scene.leaves[leaf];
-  const name = (other) => {
-    const record = DATA.ops[view.scene.leaves[other].record];
-    return record.module ? `${record.name} · ${record.module}` : record.name;
-  };
+  const name = (other) => named(DATA.ops[view.scene.leaves[other].record]);
   const typeOf = (value) => DATA.ops[view.scene.leaves[view.scene.values[value][0]].record].types[view.scene.values[value][1]];
   const sources = about.reads.map((value) => [view.scene.values[value][0], typeOf(value)]);
   const users = about.writes.flatMap((value) => view.users[value].map((user) => [user, typeOf(value)]));
   for (const [title, list] of [["Reads", sources], ["Read by", users]]) {
     if (!list.length) continue;
     heading(panel, title);
-    linkRows(panel, list.slice(0, 24).map(([other, type]) => [type ?? "", name(other), () => app.go(view, "leaf", other)]));
+    links(panel, list.slice(0, 24).map(([other, type]) => [name(other), type, () => app.go(view, "leaf", other)]));
     if (list.length > 24) panel.append(element("p", `and ${list.length - 24} more`));
   }
 }
@@ -122,7 +122,8 @@ function histogram(panel, about) {
 
 function code(panel, record) {
   if (!record.function || !DATA.functions) return;
-  heading(panel, `Generated C: ${record.function}`);
+  heading(panel, "Generated C");
+  panel.append(element("p", record.function));
   panel.append(element("pre", DATA.functions[record.function] ?? "not found in the sources", { tabIndex: 0 }));
 }
 
@@ -173,8 +174,8 @@ function showOverview(panel, view, state, app) {
   const stage = DATA.stages[state.stage];
   panel.replaceChildren(element("h2", stage.name));
   totals(panel, view.inside[0]);
-  changesOf(panel, view, stage, state, app);
   if (DATA.stages.length > 1) passes(panel, state, app);
+  changesOf(panel, view, stage, state, app);
   if (DATA.memory) {
     heading(panel, "Memory");
     rows(panel, [["arena", bytes(DATA.memory.arena)], ["weights", bytes(DATA.memory.weights)], ["scratch", bytes(DATA.memory.scratch)]]);
@@ -190,23 +191,20 @@ function changesOf(panel, view, stage, state, app) {
     rows(panel, rules.map(([name, n]) => [name, n, "number"]));
   }
   const shown = view.scene === DATA.scenes[stage.scene] ? view.marks.leaves : new Map();
-  const links = [...shown].slice(0, 60).map(([leaf, mark]) => {
+  const told = [...shown].slice(0, 60).map(([leaf, mark]) => {
     const record = DATA.ops[view.scene.leaves[leaf].record];
-    const where = record.module ? ` · ${record.module}` : "";
-    return [mark.kind, `${record.name}${where}`, () => app.go(view, "leaf", leaf)];
+    return [named(record), mark.why || mark.kind, () => app.go(view, "leaf", leaf), mark.kind];
   });
   const before = state.stage ? DATA.scenes[DATA.stages[state.stage - 1].scene] : null;
   for (const leaf of stage.removed.slice(0, 60)) {
     const record = DATA.ops[before.leaves[leaf].record];
-    const where = record.module ? ` · ${record.module}` : "";
-    links.push(["removed", `${record.name}${where}`, () => app.goRemoved(leaf)]);
+    told.push([named(record), "removed", () => app.goRemoved(leaf), "removed"]);
   }
-  if (!links.length) return;
+  if (!told.length) return;
   heading(panel, "What this pass did");
-  linkRows(panel, links);
-  [...panel.lastChild.rows].forEach((row) => (row.cells[0].className = row.cells[0].textContent));
+  links(panel, told);
   const all = stage.marks.length + stage.removed.length;
-  if (all > links.length) panel.append(element("p", `and ${all - links.length} more`));
+  if (all > told.length) panel.append(element("p", `and ${all - told.length} more`));
 }
 
 function passes(panel, state, app) {
@@ -239,7 +237,7 @@ function slowest(panel, view, app) {
     .sort((a, b) => b[0].seconds - a[0].seconds);
   if (!timed.length) return;
   heading(panel, "Slowest");
-  linkRows(panel, timed.slice(0, 12).map(([record, leaf]) => [seconds(record.seconds), `${record.name} · ${record.module}`, () => app.go(view, "leaf", leaf)]));
+  links(panel, timed.slice(0, 12).map(([record, leaf]) => [named(record), seconds(record.seconds), () => app.go(view, "leaf", leaf)]));
 }
 
 // The memory plan: steps from left to right, the arena from bottom to top ---------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ class Records:
     ops: list[dict[str, Any]] = field(default_factory=list)
     constants: list[dict[str, Any]] = field(default_factory=list)
     _ops: dict[str, int] = field(default_factory=dict)
-    _constants: dict[int, int] = field(default_factory=dict)
-    _kept: list[np.ndarray] = field(default_factory=list)  # alive, so that no other array gets the same id
+    _constants: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    _digests: dict[int, tuple[np.ndarray, bytes]] = field(default_factory=dict)  # by id; the array keeps its id taken
 
     def add(self, record: dict[str, Any]) -> int:
         """The number of a record, which is stored when it is new."""
@@ -64,13 +65,20 @@ class Records:
 
     def constant(self, op: Op) -> int:
         """The number of a constant, which is measured when it is first seen."""
-        array: np.ndarray = op.attrs["value"]
-        key = id(array)
+        key = op.attrs["name"], self.digest(op)
         if key not in self._constants:
             self._constants[key] = len(self.constants)
-            self._kept.append(array)
-            self.constants.append({"name": op.attrs["name"], "type": str(op.result.type), **measured(array)})
+            self.constants.append({"name": key[0], "type": str(op.result.type), **measured(op.attrs["value"])})
         return self._constants[key]
+
+    def digest(self, op: Op) -> bytes:
+        """What tells a constant's value from others: passes share arrays, so each is read once."""
+        array: np.ndarray = op.attrs["value"]
+        if id(array) not in self._digests:
+            hashed = hashlib.blake2b(str(op.result.type).encode(), digest_size=12)
+            hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            self._digests[id(array)] = array, hashed.digest()
+        return self._digests[id(array)][1]
 
 
 def measured(array: np.ndarray) -> dict[str, Any]:

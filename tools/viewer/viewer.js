@@ -2,8 +2,8 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const state = { stage: 0, compare: "plain", mode: "family", chosen: null, query: "", hits: [], hit: -1, memory: false };
-const FIRST_SIGHT = 60; // boxes are opened at first as long as no more than this is seen
+const state = { stage: 0, compare: "plain", mode: "family", chosen: null, query: "", hits: [], hit: -1, memory: false, depth: 0 };
+const LEAST_ZOOM = 0.55; // below this, text is hard to read
 
 const ruler = document.createElement("canvas").getContext("2d");
 const widths = new Map();
@@ -64,7 +64,7 @@ function study(view) {
     if (record.family === "input" || record.family === "output") return;
     for (let box = view.boxOf[index]; box >= 0; box = view.parent[box]) tally(view.inside[box], record);
   });
-  view.opened = openAtFirst(scene);
+  view.opened = openedTo(scene, state.depth);
   view.searchable = null;
 }
 
@@ -76,27 +76,40 @@ function tally(inside, record) {
   inside.names.set(record.name, entry);
 }
 
-function openAtFirst(scene) {
-  const things = (number) => scene.boxes[number].cells.filter((code) => code % 3 !== BEND).length;
+// Modules down to a depth; fusions stay closed, but in a small graph.
+function openedTo(scene, depth) {
   const opened = new Set([0]);
-  let seen = things(0), level = [0];
-  while (level.length) {
+  let level = [0];
+  for (let i = 0; i < depth; i++) {
     const inner = level.flatMap((n) => scene.boxes[n].cells.filter((code) => code % 3 === BOX).map((code) => Math.floor(code / 3)));
-    const modules = inner.filter((n) => scene.boxes[n].kind === "module" || scene.leaves.length < 40);
-    const more = modules.reduce((sum, n) => sum + things(n) - 1, 0);
-    if (seen + more > FIRST_SIGHT) break;
-    modules.forEach((n) => opened.add(n));
-    seen += more;
-    level = modules;
+    level = inner.filter((n) => scene.boxes[n].kind === "module" || scene.leaves.length < 40);
+    level.forEach((n) => opened.add(n));
   }
   return opened;
+}
+
+// The deepest level at which the whole still fits and can be read.
+function chooseDepth(view) {
+  for (state.depth = 1; state.depth < 12; state.depth++) {
+    const before = view.opened;
+    view.opened = openedTo(view.scene, state.depth);
+    relayout(view);
+    fit(view);
+    if (view.camera.k < LEAST_ZOOM && state.depth > 1) {
+      view.opened = before;
+      state.depth--;
+      break;
+    }
+    if (view.opened.size === before.size) break;
+  }
+  relayout(view);
 }
 
 function relayout(view) {
   const widthOf = (kind, number) => {
     if (kind === "box") {
-      const box = view.scene.boxes[number];
-      return Math.min(320, Math.max(84, textWidth(box.label, "600 13px") + 30));
+      const box = view.scene.boxes[number], type = box.record === undefined ? "" : DATA.ops[box.record].types[0];
+      return Math.min(320, Math.max(84, textWidth(box.label, "600 13px") + 30, textWidth(type, "11px") + 22));
     }
     const record = DATA.ops[view.scene.leaves[number].record];
     const head = record.detail ? `${record.name}  ${record.detail}` : record.name;
@@ -147,9 +160,8 @@ function fit(view) {
 // At first sight: everything if it can be read, else the top of it.
 function begin(view) {
   fit(view);
-  const least = 0.55;
-  if (view.camera.k >= least) return;
-  const { clientWidth: w } = view.canvas, k = Math.min(1, Math.max(least, (w - 60) / view.placed.width));
+  if (view.camera.k >= LEAST_ZOOM) return;
+  const { clientWidth: w } = view.canvas, k = Math.min(1, Math.max(LEAST_ZOOM, (w - 60) / view.placed.width));
   view.camera = { k, x: (w - view.placed.width * k) / 2, y: 36 };
 }
 
@@ -438,7 +450,7 @@ function legend() {
       pen.fillRect(x, 0, 1, 10);
     }
     const item = element("span", mode.unit(0));
-    item.append(bar, mode.unit(right.most), " an operation");
+    item.append(bar, mode.unit(right.most), mode.mean ? "" : " an operation");
     box.append(item);
     return;
   }
@@ -640,6 +652,7 @@ function start() {
   $("slider").max = DATA.stages.length - 1;
   state.stage = Math.max(0, DATA.stages.length - 1);
   showStage();
+  chooseDepth(right);
   begin(right);
   refreshPanel();
   if (DATA.ops.some((record) => record.seconds !== undefined)) state.mode = "seconds";
