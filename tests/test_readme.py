@@ -1,4 +1,4 @@
-"""What the README shows works as it is written there."""
+"""What the README shows works as it is written there; its code blocks run in `test_docs.py`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from secateur.tools.main import parse_arguments
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()
-
-
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"```python\n(.*?)```", TEXT, re.S):
-        exec(compile(block, "README.md", "exec"), {})
-    assert (tmp_path / "build/mlp/model.c").exists()
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    (secateur .*)$", TEXT, re.M))
