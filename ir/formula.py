@@ -12,7 +12,7 @@ import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -33,11 +33,11 @@ class FormulaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """An expression: the names it reads and what computes it."""
+    """An expression: the names it reads and what computes it. Two of the same text are the same."""
 
     text: str
     names: frozenset[str]
-    compute: Evaluate
+    compute: Evaluate = field(compare=False)
 
     def __call__(self, scope: Scope) -> Any:
         """Raises `FormulaError` where the formula has no value."""

@@ -67,6 +67,12 @@ class Instance:
     def op(self, pattern: Pattern) -> Op:
         opdef = lookup(self.draw.choice(pattern.names))
         operands: list[Value | None] = [self.inner(node) for node in pattern.operands]
+        first = pattern.operands[0] if pattern.operands else None
+        if isinstance(first, Capture) and not any(operands) and self.draw.bool(0.3):
+            # More variety than the operation's own sample has: its first operand, with attributes that fit that.
+            array = self.sample(opdef, pattern, {})[1][0]
+            if array is not None:
+                operands[0] = self.leaf(first, TensorType.of(array), array, 0)
         fixed = {key: value for key, formula in pattern.attrs if (value := self.computed(formula)) is not None}
         if any(value is not None for value in operands):
             types = [value.type if value is not None else None for value in operands]

@@ -26,7 +26,8 @@ from secateur.ir.types import DType
 ENOUGH = 20  # instances on which a rule must hold
 TRIES = 3000  # draws made to find them
 SHRINK = 600  # draws made to find a small counterexample
-PATIENCE = 60  # instances that an earlier rule takes, after which it is thought to take them all
+PATIENCE = 300  # instances that an earlier rule takes, after which it is thought to take them all
+MOST = 1 << 20  # elements of a constant that a counterexample shows
 ROUNDS = 60  # rewrites after which an instance of a few operations is thought to go on for ever
 
 
@@ -134,28 +135,35 @@ def _counterexample(rule: Rule, instance: Instance) -> Counterexample | str | No
     values = fire(rule, graph, root)
     if values is None:
         return "declined"
-    text = print_graph(_closed(before, arrays))
+    text = print_graph(_closed(before, arrays), inline=MOST)
     size = (len(before), sum(value.type.numel for op in before.ops for value in (*op.operands, *op.results)))
     if isinstance(values, CompileError):
         return Counterexample(_plain(values, rule), text, "", size)
     old, new = [str(value.type) for value in root.results], [str(value.type) for value in values]
     if old != new:
         return Counterexample(f"it changes the type {', '.join(old)} to {', '.join(new)}", text, "", size)
-    scale = [1.0]
-    wanted = run(before, arrays, lambda op, results: scale.extend(_largest(array) for array in results))
+    seen = [*arrays]
+    wanted = run(before, arrays, lambda op, results: seen.extend(results))
+    if rule.finite and not all(_is_finite(array) for array in seen):
+        return "declined"
+    scale = max(map(_largest, seen), default=1.0)
     graph.replace(root, values)
     for position, (want, got) in enumerate(zip(wanted, run(graph, arrays), strict=True)):
         if rule.defined and want.dtype.kind not in "biu":
             got = np.where(np.isnan(want), want, got)
-        if (why := difference(want, got, rule.tolerance, max(scale))) is not None:
+        if (why := difference(want, got, rule.tolerance, scale)) is not None:
             which = f"result {position}: " if len(wanted) > 1 else ""
-            return Counterexample(which + why, text, print_graph(_alive(_closed(graph, arrays))), size)
+            return Counterexample(which + why, text, print_graph(_alive(_closed(graph, arrays)), inline=MOST), size)
     return None
 
 
 def _plain(error: CompileError, rule: Rule) -> str:
     """An error's message without the name of the rule, which whoever shows it says already."""
     return error.message.removeprefix(f"rule {rule.name!r} ")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biu" or bool(np.all(np.isfinite(array.astype(np.float64))))
 
 
 def _largest(array: np.ndarray) -> float:
@@ -270,6 +278,7 @@ def _first(rules: Sequence[Rule], graph: Graph) -> str:
     return next(firing, "")
 
 
+@np.errstate(all="ignore")
 def _loops(rules: Sequence[Rule], rule: Rule, graph: Graph) -> str | None:
     """Whether a rule alone, or all of them together, rewrite an instance without end."""
     for chosen, what in (([rule], "by itself"), (rules, "with the other rules")):

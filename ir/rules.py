@@ -296,9 +296,10 @@ class _Maker:
         if isinstance(term, Ref):
             return self.reference(term)
         if isinstance(term, Build):
-            if term not in self.made:
-                self.made[term] = self.build(term)
-            results = self.made[term]
+            whole = replace(term, result=None)
+            if whole not in self.made:
+                self.made[whole] = self.build(term)
+            results = self.made[whole]
             return results if term.result is None else [results[term.result]]
         value = term.value if isinstance(term, Number) else term.formula(self.scope)
         return [self.b.constant(np.asarray(value).astype(like.type.dtype.numpy))]

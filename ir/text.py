@@ -42,9 +42,12 @@ _TERMINALS = {
 # Printing -----------------------------------------------------------------------------------------
 
 
-def print_graph(graph: Graph, *, spans: bool = False) -> str:
-    """The text of a graph. Parsing it (with the weights it names) and printing again gives the same text."""
-    return "\n".join(_Printer(spans).graph(graph, "")) + "\n"
+def print_graph(graph: Graph, *, spans: bool = False, inline: int = INLINE) -> str:
+    """The text of a graph. Parsing it (with the weights it names) and printing again gives the same text.
+
+    Constants of more than `inline` elements are printed by name alone.
+    """
+    return "\n".join(_Printer(spans, inline).graph(graph, "")) + "\n"
 
 
 def weights(graph: Graph) -> dict[str, np.ndarray]:
@@ -71,8 +74,9 @@ def _constant_names(graph: Graph) -> dict[Op, str]:
 
 
 class _Printer:
-    def __init__(self, spans: bool) -> None:
+    def __init__(self, spans: bool, inline: int) -> None:
         self.spans = spans
+        self.inline = inline
         self.constants: dict[Op, str] = {}
 
     def graph(self, graph: Graph, indent: str) -> list[str]:
@@ -108,7 +112,7 @@ class _Printer:
 
     def constant(self, op: Op) -> str:
         value: np.ndarray = op.attrs["value"]
-        if value.size > INLINE:
+        if value.size > self.inline:
             return f" {_symbol(self.constants[op])}"
         own = f" {_symbol(op.attrs['name'])}" if op.attrs["name"] else ""
         return f"{own} {{value = [{', '.join(_number(item) for item in value.reshape(-1))}]}}"
