@@ -33,7 +33,7 @@ HEAVY = {
     "openvino": ("tools/contenders.py",),
     "rich": ("tools/",),
     "graphviz": ("tools/",),
-    "lark": ("ir/text.py",),
+    "lark": ("ir/",),
 }
 
 
