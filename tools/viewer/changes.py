@@ -82,12 +82,23 @@ def _pair_by_operands(
     records: Records,
     found: Changes,
 ) -> tuple[list[Item], list[Item]]:
-    """From top to bottom: an operation that reads what one of its name read is that one."""
+    """From top to bottom: an operation that reads what one of its name read is that one.
+
+    What cannot be paired, because nothing of its name is left, is looked through to what it read itself.
+    """
     old_maker = {value: item for item in before for value in item.writes}
     new_maker = {value: item for item in after for value in item.writes}
+    names = {records.ops[item.record]["name"] for item in right}
+    gone = {item for item in left if records.ops[item.record]["name"] not in names}
+
+    def source(value: Hashable) -> Item | None:
+        maker = old_maker.get(value)
+        while maker in gone and maker.reads:
+            maker = old_maker.get(maker.reads[0])
+        return maker
 
     def old_key(item: Item) -> Hashable:
-        return records.ops[item.record]["name"], tuple(old_maker.get(value) for value in item.reads)
+        return records.ops[item.record]["name"], tuple(source(value) for value in item.reads)
 
     def new_key(item: Item) -> Hashable:
         makers = [new_maker.get(value) for value in item.reads]

@@ -2,6 +2,7 @@
 // because they change whenever a box opens or closes. All coordinates are in pixels at zoom 1.
 
 const LEAF = 0, BOX = 1, BEND = 2;
+const STRAIGHT = 0.1;
 const GAP = { beside: 18, lane: 9, layers: 30, box: 14, title: 26 };
 
 function place(scene, isOpen, widthOf) {
@@ -65,9 +66,11 @@ function across(layers, cells, segments) {
   const up = cells.map(() => []), down = cells.map(() => []);
   for (const segment of segments) {
     const a = cells[segment.from], b = cells[segment.to];
-    const weight = a.bend && b.bend ? 8 : a.bend || b.bend ? 0.3 : 1; // long lines are straight, and follow the boxes
-    up[segment.to].push({ other: segment.from, shift: segment.out - segment.in, weight });
-    down[segment.from].push({ other: segment.to, shift: segment.in - segment.out, weight });
+    const weight = a.bend && b.bend ? 8 : a.bend || b.bend ? 0.15 : 1; // long lines are straight, and follow the boxes
+    // Boxes rather stand below each other than drift aside for lines that would be straight from port to port.
+    const shift = STRAIGHT * (segment.out - segment.in);
+    up[segment.to].push({ other: segment.from, shift, weight });
+    down[segment.from].push({ other: segment.to, shift: -shift, weight });
   }
   for (const layer of layers) {
     let x = 0;
@@ -78,11 +81,14 @@ function across(layers, cells, segments) {
     layer.forEach((cell) => (cells[cell].x -= x / 2));
   }
   const backwards = [...layers].reverse();
-  for (let sweep = 0; sweep < 5; sweep++) {
-    for (const layer of layers) settle(layer, cells, [up]);
+  for (let sweep = 0; sweep < 3; sweep++) {
     for (const layer of backwards) settle(layer, cells, [down]);
+    for (const layer of layers) settle(layer, cells, [up]);
   }
-  for (const layer of layers) settle(layer, cells, [up, down]);
+  for (let sweep = 0; sweep < 6; sweep++) {
+    for (const layer of backwards) settle(layer, cells, [up, down]);
+    for (const layer of layers) settle(layer, cells, [up, down]);
+  }
 }
 
 function apart(a, b) {

@@ -162,13 +162,12 @@ function paintLines(pen, view, state, seen) {
 
 function trace(pen, line, simple) {
   pen.moveTo(line.x1, line.y1);
-  if (line.x1 === line.x2 || simple) {
-    pen.lineTo(line.x2, line.y2);
-    return;
+  if (line.x1 !== line.x2) {
+    const middle = (line.bottom + line.top) / 2;
+    pen.lineTo(line.x1, line.bottom);
+    if (simple) pen.lineTo(line.x2, line.top);
+    else pen.bezierCurveTo(line.x1, middle, line.x2, middle, line.x2, line.top);
   }
-  const middle = (line.bottom + line.top) / 2;
-  pen.lineTo(line.x1, line.bottom);
-  pen.bezierCurveTo(line.x1, middle, line.x2, middle, line.x2, line.top);
   pen.lineTo(line.x2, line.y2);
 }
 

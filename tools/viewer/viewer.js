@@ -429,7 +429,13 @@ function search(text, jump) {
 function nextHit(step) {
   if (!state.hits.length) return;
   state.hit = (state.hit + step + state.hits.length) % state.hits.length;
+  const small = right.camera.k < 0.8;
   app.go(right, ...state.hits[state.hit]);
+  if (small) {
+    zoom(right, 1 / right.camera.k);
+    centre(right, ...state.hits[state.hit], true);
+    left.camera.k = right.camera.k;
+  }
   tellHits(state.query);
 }
 
