@@ -206,7 +206,7 @@ def difference(want: np.ndarray, got: np.ndarray, tolerance: float, scale: float
 def _closed(graph: Graph, arrays: Sequence[np.ndarray]) -> Graph:
     """The graph with its inputs as constants: a program that holds its data."""
     copy = graph.clone()
-    first = next(iter(copy.ops))
+    first = next(iter(copy.ops), copy.terminator)
     for value, array in zip(copy.inputs, arrays, strict=True):
         value.replace_uses(Builder(copy, first).constant(array, name=value.hint))
     copy.inputs.clear()

@@ -277,7 +277,8 @@ def _rewrite(name: str, conditions: list[Condition], terms: tuple[Term, ...]) ->
             maker = _Maker(m, b, scope)
             return [value for term in terms for value in maker.make(term, m.root.results[0])]
         except (CompileError, FormulaError) as error:
-            raise CompileError(f"rule {name!r} cannot build its replacement: {error}", span=m.root.span) from None
+            why = error.message if isinstance(error, CompileError) else str(error)
+            raise CompileError(f"rule {name!r} cannot build its replacement: {why}", span=m.root.span) from None
 
     return rewrite
 

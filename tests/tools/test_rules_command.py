@@ -1,0 +1,60 @@
+"""secateur test-rules and opt --explain, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from secateur.tools.main import main
+
+GOOD = "// -(-x) == x\nrule double: neg(neg(x)) => x\n"
+BAD = "// x + y == x\nrule lost: add(x, y) => x\n"
+GRAPH = "graph @m(%x: f32[2]) -> (f32[2]) {\n  %0 = abs(%x) : f32[2]\n  %1 = neg(%0) : f32[2]\n  return %1\n}\n"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_good_rules_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.rules").write_text(GOOD)
+    assert main(["test-rules", "good.rules", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["lint"] == [] and report["rules"][0]["ok"] and report["rules"][0]["instances"] == 40
+
+
+def test_a_wrong_rule_is_shown_with_its_counterexample(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.rules").write_text(GOOD + "\n" + BAD)
+    assert main(["test-rules", "bad.rules"]) == 1
+    shown = capsys.readouterr()
+    assert "bad.rules:5:6: rule 'lost' is wrong: " in shown.err and "graph @instance() -> (" in shown.err
+    assert "error: 1 of 2 rules are wrong" in shown.err and "--seed" in shown.err
+
+
+def test_lint_only(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.rules").write_text(BAD.partition("\n")[2])
+    assert main(["test-rules", "--lint-only", "bad.rules"]) == 1
+    assert "rule 'lost' has no comment with its algebra above it" in capsys.readouterr().err
+
+
+def test_a_syntax_error_shows_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.rules").write_text("rule a: neg(x => x\n")
+    assert main(["test-rules", "bad.rules"]) == 1
+    err = capsys.readouterr().err
+    assert "bad.rules:1:15: unexpected '=>'" in err and "                ^" in err and "expected" in err
+
+
+def test_explain_and_rewrite(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.rules").write_text(GOOD)
+    Path("m.ir").write_text(GRAPH)
+    command = ["opt", "m.ir", "-p", "rewrite{rules=good.rules}"]
+    assert main([*command, "--explain", "double", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    why = "abs is not neg (at m.ir:2:8)"
+    assert report["fired"] == 0 and [miss["why"] for miss in report["misses"]] == [why]
+    assert report["misses"][0]["at"] == "m.ir:3:8"
+    assert main([*command, "--explain", "duoble"]) == 1
+    assert "did you mean 'double'?" in capsys.readouterr().err
