@@ -114,6 +114,16 @@ def test_opt_stops_dumps_and_times(capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in Path("steps").iterdir()) == ["01_fold.ir", "02_cse.ir"]
 
 
+def test_opt_shows_the_time_of_passes_and_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "graph @m(%x: f32[2]) -> (f32[2]) {\n  %0 = relu(%x) : f32[2]\n  %1 = relu(%0) : f32[2]\n  return %1\n}\n"
+    Path("m.ir").write_text(text)
+    Path("mine.rules").write_text("// relu(relu(x)) == relu(x)\nrule again: relu(relu(x)) => relu(x)\n")
+    assert call("opt", "m.ir", "--load", "mine.rules", "-p", "mine dce", "--time-passes") == 0
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().err.splitlines()]
+    assert ["again", "1", "0"] in [line[:3] for line in lines]
+    assert ["mine", "2", "1", "1"] in [[line[0], *line[3:]] for line in lines if line[:1] == ["mine"]]
+
+
 def test_opt_writes_text_and_weights() -> None:
     from secateur.ir.builder import Builder
     from secateur.ir.text import read_ir, write_ir

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from secateur.ir.diagnostics import CompileError, nearest
 from secateur.ir.graph import Graph
-from secateur.ir.rewrite import Explanation, explaining
+from secateur.ir.rewrite import Explanation, RewriteStats, explaining
 from secateur.ir.text import print_graph, write_ir
 from secateur.passes.base import load_pass
 from secateur.passes.manager import PassManager, resolve
@@ -33,7 +35,7 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_load_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--load", action="append", default=[], metavar="FILE.py", help="a pass of your own, by file")
+    parser.add_argument("--load", action="append", default=[], metavar="FILE", help="a pass of your own: .py or .rules")
 
 
 def chosen_passes(args: argparse.Namespace) -> list[str]:
@@ -59,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump", metavar="DIR", help="write the graph after every pass into a folder")
     parser.add_argument("--stop-after", default="", metavar="PASS", help="stop after this pass")
     parser.add_argument("--explain", metavar="RULE", help="say where a rule nearly fired, and why it did not")
-    parser.add_argument("--time-passes", action="store_true", help="show seconds and operations for each pass")
+    parser.add_argument("--time-passes", action="store_true", help="show the time of each pass and rule, and counts")
 
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
@@ -121,20 +123,31 @@ def _show_times(manager: PassManager, graph: Graph, ui: Ui, output: str | None) 
             "ops_before": record.ops_before,
             "ops_after": record.ops_after,
             "rules": dict(record.rules.fired) if record.rules else {},
+            "rule_seconds": dict(record.rules.seconds) if record.rules else {},
         }
         for record in manager.records
     ]
     rows = [
-        (r.name, duration(r.seconds), r.ops_before, r.ops_after, _fired(dict(r.rules.fired)) if r.rules else "")
+        (r.name, duration(r.seconds), r.ops_before, r.ops_after, r.rules.fired.total() if r.rules else "")
         for r in manager.records
     ]
-    shown = table("", ["pass", "time>", "ops before>", "after>", "rules that fired"], rows)
     if ui.as_json:
         text = {} if output else {"text": print_graph(graph)}
         ui.report({"passes": records, "ops": len(graph), **text})
-    else:
-        ui.err.print(shown)
+        return
+    ui.err.print(table("", ["pass", "time>", "ops before>", "after>", "rewrites>"], rows))
+    ui.err.print(_rule_table(manager))
 
 
-def _fired(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} x{count}" for name, count in counts.items())
+def _rule_table(manager: PassManager) -> Any:
+    """What the rules did in all passes together: those that matched anything, slowest first."""
+    total = RewriteStats()
+    for record in manager.records:
+        if record.rules:
+            total.add(record.rules)
+    refused: Counter[str] = Counter()
+    for (name, _), count in total.refused.items():
+        refused[name] += count
+    slowest = sorted(total.seconds, key=total.seconds.__getitem__, reverse=True)
+    rows = [(name, total.fired[name], refused[name], duration(total.seconds[name])) for name in slowest]
+    return table("", ["rule", "fired>", "refused>", "time>"], rows, "a rule that matched nothing is not shown")
