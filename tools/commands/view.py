@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", required=True, metavar="FILE", help="what to write: .html, or .svg, .png, .pdf, .dot"
     )
     parser.add_argument(
-        "--profile", metavar="FILE.json", help="colour an artefact by time: what `secateur profile --json` printed"
+        "--profile", metavar="FILE.json", help="colour an artefact by time: what `secateur profile -o` wrote"
     )
 
 
@@ -87,7 +87,7 @@ def _page(args: argparse.Namespace, ui: Ui, path: Path, artifact: bool) -> None:
 
 
 def _read_profile(path: str) -> dict[str, Any]:
-    """What `secateur profile --json` printed; raises `CompileError` where it is something else."""
+    """What `secateur profile -o` wrote; raises `CompileError` where it is something else."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in data["rows"]:
@@ -96,7 +96,7 @@ def _read_profile(path: str) -> dict[str, Any]:
         raise CompileError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CompileError(
-            f"{path} is not a profile: {error}", hint="write one with `secateur profile --json`"
+            f"{path} is not a profile: {error}", hint="write one with `secateur profile -o`"
         ) from None
     return dict(data)
 

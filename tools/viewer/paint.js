@@ -192,24 +192,28 @@ function rounded(pen, r, radius) {
 
 // Colours ------------------------------------------------------------------------------------------
 
+// `weight`: a box shows the mean of what is in it, by this; without, the sum.
 const MODES = {
   family: { label: "family of the operation" },
   flops: { label: "FLOPs", of: (r) => r.flops, unit: (n) => count(n, "FLOP") },
   bytes: { label: "bytes moved", of: (r) => r.bytes, unit: bytes },
-  density: { label: "density of constants", of: densityOf, unit: (n) => `${(100 * n).toFixed(1)} %`, most: 1, mean: true },
+  density: { label: "density of constants", of: densityOf, unit: (n) => `${(100 * n).toFixed(1)} %`, most: 1, weight: elementsOf },
   seconds: { label: "time", of: (r) => r.seconds, unit: seconds },
-  share: { label: "share of the machine's limit", of: (r) => r.share, unit: (n) => `${(100 * n).toFixed(0)} %`, most: 1, mean: true },
+  share: { label: "share of the machine's limit", of: (r) => r.share, unit: (n) => `${(100 * n).toFixed(0)} %`, most: 1, weight: (r) => r.seconds },
 };
 
+// Scalars are left out: they are no tensors that could be pruned.
+function tensorsOf(record) {
+  return (record.constants ?? []).map(([, number]) => DATA.constants[number]).filter((about) => about.elements > 1);
+}
+
+function elementsOf(record) {
+  return tensorsOf(record).reduce((sum, about) => sum + about.elements, 0);
+}
+
 function densityOf(record) {
-  let elements = 0, filled = 0;
-  for (const [, number] of record.constants ?? []) {
-    const about = DATA.constants[number];
-    if (about.elements < 2) continue;
-    elements += about.elements;
-    filled += about.elements * about.density;
-  }
-  return elements ? filled / elements : undefined;
+  const filled = tensorsOf(record).reduce((sum, about) => sum + about.elements * about.density, 0);
+  return elementsOf(record) ? filled / elementsOf(record) : undefined;
 }
 
 function shadeOf(view, state, leaf) {
@@ -222,7 +226,7 @@ function shadeOfBox(view, state, number) {
   const mode = MODES[state.mode];
   if (!mode.of) return null;
   const { total, known } = view.inside[number].measure;
-  return shade(known ? (mode.mean ? total / known : total) : undefined, view.mostOfBoxes);
+  return shade(known ? (mode.weight ? total / known : total) : undefined, view.mostOfBoxes);
 }
 
 function shade(value, most) {

@@ -125,12 +125,12 @@ function measureColours(view) {
   if (!mode.of) return;
   view.scene.boxes.forEach((_, number) => (view.inside[number].measure = { total: 0, known: 0 }));
   view.scene.leaves.forEach((leaf, index) => {
-    const value = mode.of(DATA.ops[leaf.record]);
+    const record = DATA.ops[leaf.record], value = mode.of(record), weight = mode.weight?.(record) ?? 1;
     if (value === undefined || value === null) return;
     view.most = Math.max(view.most, value);
     for (let box = view.boxOf[index]; box >= 0; box = view.parent[box]) {
-      view.inside[box].measure.total += value;
-      view.inside[box].measure.known++;
+      view.inside[box].measure.total += value * weight;
+      view.inside[box].measure.known += weight;
     }
   });
   for (const box of view.placed.boxes) {
@@ -456,7 +456,7 @@ function legend() {
       pen.fillRect(x, 0, 1, 10);
     }
     const item = element("span", mode.unit(0));
-    item.append(bar, mode.unit(right.most), mode.mean ? "" : " an operation");
+    item.append(bar, mode.unit(right.most), mode.weight ? "" : " an operation");
     box.append(item);
     return;
   }
@@ -499,8 +499,12 @@ function putTip(over, x, y) {
 let arenaArea = null;
 function drawMemory() {
   const step = state.chosen?.kind === "leaf" ? DATA.ops[state.chosen.view.scene.leaves[state.chosen.number].record].step : undefined;
-  const live = DATA.memory.buffers.filter(([, , first, last]) => step >= first && step <= last);
-  const now = step === undefined ? "" : `; step ${step}: ${live.length} buffers, ${bytes(live.reduce((sum, b) => sum + b[1], 0))}`;
+  const live = new Map(); // by offset: a result that takes its operand's place shares its memory
+  for (const [offset, size, first, last] of DATA.memory.buffers) {
+    if (step >= first && step <= last) live.set(offset, Math.max(size, live.get(offset) ?? 0));
+  }
+  const used = bytes([...live.values()].reduce((sum, size) => sum + size, 0));
+  const now = step === undefined ? "" : `; step ${step} uses ${used}`;
   $("arena-text").textContent = `Arena of ${bytes(DATA.memory.arena)} over ${DATA.memory.steps} steps, ${DATA.memory.buffers.length} buffers${now}`;
   arenaArea = paintMemory($("arena").querySelector("canvas"), step);
 }
