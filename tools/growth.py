@@ -43,7 +43,7 @@ class Growth:
 
     def fresh(self, dtype: DType, shape: Sequence[int], *, constant: float = 0.5) -> Value:
         """A new operand: a constant with this chance, else a graph input."""
-        array = self.draw.tensor(dtype, shape, specials=False)
+        array = self.draw.tensor(dtype, shape)
         if dtype.is_float and self.draw.bool(0.1):
             array = np.full(shape, self.draw.choice(NUMBERS)).astype(dtype.numpy)
         return self.hold(array, constant=constant)
@@ -374,9 +374,9 @@ STEPS: dict[Step, int] = {
 
 def grow(seed: int, steps: int) -> tuple[Graph, list[np.ndarray]]:
     """A random graph of about that many operations or clusters of them, and its inputs."""
-    draw = Draw(seed, specials=False)
+    draw = Draw(seed, specials=seed % 8 == 0)
     g = Growth(draw, Builder.graph(f"fuzz{seed}"))
-    g.pool.append(g.fresh(draw.choice(LIKELY), draw.shape(1, 4, numel=2000), constant=0.0))
+    g.pool.append(g.fresh(draw.choice(LIKELY), _first_shape(draw), constant=0.0))
     kinds, weights = list(STEPS), np.array(list(STEPS.values()), float)
     for _ in range(steps):
         x = g.pick()
@@ -391,6 +391,16 @@ def grow(seed: int, steps: int) -> tuple[Graph, list[np.ndarray]]:
         if draw.bool(0.1):
             g.pool.append(g.fresh(draw.choice(ALL), draw.shape(0, 4, numel=500)))
     return g.b.returns(*_outputs(g)), g.inputs
+
+
+def _first_shape(draw: Draw) -> tuple[int, ...]:
+    """An image, a sequence of vectors, or anything."""
+    kind = draw.int(0, 2)
+    if kind == 0:
+        return (draw.int(1, 2), draw.choice([3, 4, 8, 16, 17]), draw.int(5, 13), draw.int(5, 13))
+    if kind == 1:
+        return (draw.int(1, 2), draw.int(2, 20), draw.choice([8, 16, 24, 32, 33]))
+    return draw.shape(1, 4, numel=2000)
 
 
 def _outputs(g: Growth) -> list[Value]:
