@@ -42,6 +42,22 @@ class Tiling:
     def heights(self) -> list[int]:
         return sorted({self.base + 1} if self.extra else set()) + ([self.base] if self.extra < self.count else [])
 
+    def start(self, tile: str) -> str:
+        """C for the first row of a tile."""
+        shift = f" + ({tile} < {self.extra} ? {tile} : {self.extra})" if self.extra else ""
+        return f"{tile} * {self.base}{shift}"
+
+    def calls(self, arguments: str, partial: bool) -> list[str]:
+        """Calls of the tile function for row tile `t` and panel `c`; `partial`: the last panel has its own."""
+
+        def pick(kind: str) -> str:
+            low = f"NAME_{kind}{self.base}{arguments}"
+            return f"if (t < {self.extra}) NAME_{kind}{self.base + 1}{arguments} else {low}" if self.extra else low
+
+        if not partial:
+            return [pick("tile")]
+        return [f"if (c < {self.panels - 1}) {{", pick("tile"), "} else {", pick("last"), "}"]
+
 
 def choose_tiling(length: int, columns: int, depth: int, target: Target, dtype: DType = DType.F32) -> Tiling:
     """The tile shape of the least estimated cycles for one run of `length` rows."""
@@ -284,6 +300,15 @@ class TileCode:
         lines += [f"c[i][{j}] += x * b{j};" for j in range(vectors)]
         lines += ["}", "}", *["}"] * len(self.taps)]
         return "\n".join([*lines, *self._finish(rows, columns, lanes, into), "}"])
+
+    def functions(self, tiling: Tiling, columns: int, lanes: int) -> list[str]:
+        """A function for each height of a tiling: NAME_tileH, and NAME_lastH where the last panel is partial."""
+        width = self.vectors * lanes
+        last = columns - (tiling.panels - 1) * width
+        found = [self.emit(f"NAME_tile{height}", height, width, lanes) for height in tiling.heights]
+        if last != width:
+            found += [self.emit(f"NAME_last{height}", height, last, lanes) for height in tiling.heights]
+        return found
 
     def _start(self, rows: int, columns: int, lanes: int) -> list[str]:
         lines = [f"UNROLL for (int i = 0; i < {rows}; i++) {{"]

@@ -54,13 +54,8 @@ def _emit(job: Job) -> Kernel:
     padded = scores_tiling.panels * width + 16
     scores = TileCode(DType.F32, VECTORS, (), d, q.strides[-2], width, padded)
     values = TileCode(DType.F32, VECTORS, (), t, padded, width, out.strides[-2])
-    last = dv - (value_tiling.panels - 1) * width
-    functions = []
-    for height in scores_tiling.heights:
-        functions.append(scores.emit(f"NAME_scores{height}", height, width, lanes))
-        functions.append(values.emit(f"NAME_tile{height}", height, width, lanes))
-        if last != width:
-            functions.append(values.emit(f"NAME_last{height}", height, last, lanes))
+    functions = [scores.emit(f"NAME_scores{height}", height, width, lanes) for height in scores_tiling.heights]
+    functions += values.functions(value_tiling, dv, lanes)
     repeat = batch[-1] // k.shape[-3]
     grouped = (*batch[:-1], k.shape[-3])
 
@@ -91,10 +86,10 @@ def _emit(job: Job) -> Kernel:
         *["}", "}", "}"],
         f"const long t0 = block * {count} / {blocks}, t1 = (block + 1) * {count} / {blocks};",
         "for (long t = t0; t < t1; t++) {",
-        f"const long m = t * {scores_tiling.base} + (t < {scores_tiling.extra} ? t : {scores_tiling.extra});",
+        f"const long m = {scores_tiling.start('t')};",
     ]
     for height in scores_tiling.heights:
-        lines += _rows(height, scores_tiling, value_tiling, d * width, t * width, width, q, out, last != width, mask)
+        lines += _rows(height, scores_tiling, value_tiling, d * width, t * width, width, q, out, dv % width != 0, mask)
     lines += ["}", "}", "}"]
     args = (*range(len(job.views)), ("result", 0))
     note = f"{heads} heads of {s}x{t}, {tallest}-row tiles"

@@ -220,13 +220,8 @@ def _emit(job: Job) -> Kernel:
     lda = source.pixel * (1 if item.flat else item.stride[1])
     result = job.result_type.dtype
     code = TileCode(item.dtype, tiling.vectors, taps, run, lda, width, item.columns * item.groups, epilogue, result)
-    last = item.columns - (tiling.panels - 1) * width
-    functions = []
-    for height in tiling.heights:
-        functions.append(code.emit(f"NAME_tile{height}", height, width, job.target.lanes))
-        if last != width:
-            functions.append(code.emit(f"NAME_last{height}", height, last, job.target.lanes))
-    writer = _Loops(job, item, tiling, source, epilogue, width, bands, column_groups, last != width)
+    functions = code.functions(tiling, item.columns, job.target.lanes)
+    writer = _Loops(job, item, tiling, source, epilogue, width, bands, column_groups, item.columns % width != 0)
     body = writer.kernel()
     anchor_input = job.position(job.anchor.operands[0])
     assert anchor_input is not None
@@ -303,31 +298,14 @@ class _Loops:
 
     def _call(self, a: str, at: str) -> list[str]:
         """Call the tile of the right height and width for row tile `t`."""
-        tiling = self.tiling
-        arguments = f"({a}, b, o + {at}{self.epilogue.arguments(at, 'column')});"
-
-        def pick(kind: str) -> str:
-            tall, low = f"NAME_{kind}{tiling.base + 1}", f"NAME_{kind}{tiling.base}"
-            if not tiling.extra:
-                return f"{low}{arguments}"
-            return f"if (t < {tiling.extra}) {tall}{arguments} else {low}{arguments}"
-
-        if not self.partial:
-            return [pick("tile")]
-        return [f"if (c < {tiling.panels - 1}) {{", pick("tile"), "} else {", pick("last"), "}"]
-
-    def _start_of(self, tile: str) -> str:
-        """The first row of a tile."""
-        extra = self.tiling.extra
-        shift = f" + ({tile} < {extra} ? {tile} : {extra})" if extra else ""
-        return f"{tile} * {self.tiling.base}{shift}"
+        return self.tiling.calls(f"({a}, b, o + {at}{self.epilogue.arguments(at, 'column')});", self.partial)
 
     def _flat(self) -> list[str]:
         count, item, source = self.tiling.count, self.item, self.source
         lines = [f"const long t0 = part * {count} / {self.bands}, t1 = (part + 1) * {count} / {self.bands};"]
         if source.packed:
             lines += [
-                f"const long m0 = {self._start_of('t0')}, m1 = {self._start_of('t1')};",
+                f"const long m0 = {self.tiling.start('t0')}, m1 = {self.tiling.start('t1')};",
                 "if (PACKED != part) {",
                 "PACKED = part;",
                 "for (long m = m0; m < m1; m++) {",
@@ -338,7 +316,7 @@ class _Loops:
             ]
         inner = [
             "for (long t = t0; t < t1; t++) {",
-            f"const long m = {self._start_of('t')}, at = m * {item.columns} + column;",
+            f"const long m = {self.tiling.start('t')}, at = m * {item.columns} + column;",
             *self._call(f"band + (m - m0) * {source.pixel}" if source.packed else f"x + m * {source.pixel}L", "at"),
             "}",
         ]
@@ -375,7 +353,7 @@ class _Loops:
             f"const {self.ctype} *a = {start};",
             f"const long row = (n * {height} + y) * {item.out_width * total}L + column;",
             f"for (long t = 0; t < {self.tiling.count}; t++) {{",
-            f"const long px = {self._start_of('t')}, at = row + px * {total};",
+            f"const long px = {self.tiling.start('t')}, at = row + px * {total};",
             *self._call(f"a + px * {step}L", "at"),
             "}",
             "}",

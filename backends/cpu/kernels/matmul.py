@@ -95,10 +95,7 @@ def _emit(job: Job) -> Kernel:
     bias = op.operands[2] if len(op.operands) > 2 else None
     epilogue = Epilogue(job, n, tiling.panels * width, bias, pack=False)
     code = TileCode(dtype, tiling.vectors, (), k, lda, width, n, epilogue, job.result_type.dtype)
-    last = n - (tiling.panels - 1) * width
-    functions = [code.emit(f"NAME_tile{h}", h, width, target.lanes) for h in tiling.heights]
-    if last != width:
-        functions += [code.emit(f"NAME_last{h}", h, last, target.lanes) for h in tiling.heights]
+    functions = code.functions(tiling, n, target.lanes)
     groups = min(tiling.panels, max(1, UNITS // max(1, numel(batch))))
     result = CTYPE[job.result_type.dtype]
     lines = [
@@ -113,23 +110,17 @@ def _emit(job: Job) -> Kernel:
         f"const long q = u % {groups}, part = u / {groups};",
         *strided_offset(batch, {"ao": left_walk[:-2], "bo": right_walk}, "part"),
     ]
-    start = f"x + ao + m * {lda}L"
+    start = f"{'x + ao' if direct else 'rows'} + m * {lda}L"
     if not direct:
-        lines += [
-            "if (PACKED != part) {",
-            "PACKED = part;",
-            f"for (long i = 0; i < {m}; i++) for (long k = 0; k < {k}; k++)",
-        ]
-        lines += [f"rows[i * {lda}L + k] = x[ao + i * {left_walk[-2]}L + k * {left_walk[-1]}L];", "}"]
-        start = f"rows + m * {lda}L"
+        lines += _pack_rows(m, k, lda, left_walk)
     lines.append(f"for (long c = q * {tiling.panels} / {groups}; c < (q + 1) * {tiling.panels} / {groups}; c++) {{")
     lines += pack_panel(ctype, "b", "y + bo", k, n, width, row, column)
     lines += [
         f"const long column = c * {width};",
         f"for (long t = 0; t < {tiling.count}; t++) {{",
-        f"const long m = t * {tiling.base} + (t < {tiling.extra} ? t : {tiling.extra});",
+        f"const long m = {tiling.start('t')};",
         f"const long at = (part * {m} + m) * {n}L + column;",
-        *tile_calls(tiling, f"({start}, b, o + at{epilogue.arguments('at', 'column')});", last != width),
+        *tiling.calls(f"({start}, b, o + at{epilogue.arguments('at', 'column')});", n % width != 0),
         *["}"] * 4,
     ]
     args = (
@@ -143,16 +134,15 @@ def _emit(job: Job) -> Kernel:
     return Kernel("\n\n".join([*functions, "\n".join(lines)]), args, numel(batch) * groups, scratch, note=note)  # type: ignore[arg-type]
 
 
-def tile_calls(tiling: Tiling, arguments: str, partial: bool) -> list[str]:
-    """Calls of the tile function for row tile `t` and panel `c`."""
-
-    def pick(kind: str) -> str:
-        low = f"NAME_{kind}{tiling.base}{arguments}"
-        return f"if (t < {tiling.extra}) NAME_{kind}{tiling.base + 1}{arguments} else {low}" if tiling.extra else low
-
-    if not partial:
-        return [pick("tile")]
-    return [f"if (c < {tiling.panels - 1}) {{", pick("tile"), "} else {", pick("last"), "}"]
+def _pack_rows(rows: int, depth: int, lda: int, walk: tuple[int, ...]) -> list[str]:
+    """Copy the left side of a batch to scratch memory, once, whatever its strides."""
+    return [
+        "if (PACKED != part) {",
+        "PACKED = part;",
+        f"for (long i = 0; i < {rows}; i++) for (long k = 0; k < {depth}; k++)",
+        f"rows[i * {lda}L + k] = x[ao + i * {walk[-2]}L + k * {walk[-1]}L];",
+        "}",
+    ]
 
 
 def _accepts(job: Job, position: int, view: View) -> bool:

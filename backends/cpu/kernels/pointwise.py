@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family, streaming_cost
@@ -32,61 +33,96 @@ def emit_loop(
     """
     walks = [view.broadcast(shape).strides for view in inputs] + [view.strides for view in outputs]
     dims, strides = collapse(shape, *walks)
-    views = [*inputs, *outputs]
-    inner = dims[-1]
-    chunk = CHUNK if inner >= 2 * CHUNK else inner
-    chunks = -(-inner // max(chunk, 1))
-    lines = []
-    for i, view in enumerate(views):
-        const = "const " if i < len(inputs) else ""
-        lines.append(f"{const}{CTYPE[view.dtype]} *a{i} = ({const}{CTYPE[view.dtype]} *)p[{i}];")
-    lines.append("for (long u = begin; u < end; u++) {")
-    lines += [f"long r = u / {chunks}, first = u % {chunks} * {chunk};"] if chunks > 1 else ["long r = u;"]
-    indices = [f"d{axis}" for axis in range(len(dims) - 1)]
-    for axis in reversed(range(len(indices))):
-        lines.append(f"const long {indices[axis]} = r{'' if axis == 0 else f' % {dims[axis]}'};")
-        if axis:
-            lines.append(f"r /= {dims[axis]};")
-    if not indices:
-        lines.append("(void)r;")
-    for i, view in enumerate(views):
-        const = "const " if i < len(inputs) else ""
-        terms = [f"{d} * {s}" for d, s in zip(indices, strides[i]) if s]
-        terms += [f"first * {strides[i][-1]}"] if chunks > 1 and strides[i][-1] else []
-        lines.append(f"{const}{CTYPE[view.dtype]} *x{i} = a{i}{''.join(f' + {t}' for t in terms)};")
-    for i, view in enumerate(inputs):
-        if strides[i][-1] == 0:
-            loaded = f"gather_{view.dtype}(x{i}, 0, LANES)"
-            lines.append(f"const __auto_type s{i} = {loaded if raw else from_memory(loaded, view.dtype)};")
+    chunk = CHUNK if dims[-1] >= 2 * CHUNK else dims[-1]
+    nest = _Nest(inputs, outputs, dims, strides, chunk, -(-dims[-1] // max(chunk, 1)), lanes, write, raw)
+    lines = [
+        *nest.pointers(),
+        "for (long u = begin; u < end; u++) {",
+        *nest.indices(),
+        *nest.rows(),
+        *nest.inner(),
+        "}",
+    ]
+    return "\n".join(lines), numel(tuple(dims[:-1])) * nest.chunks if dims[-1] else 0
 
-    def body(count: str) -> list[str]:
-        text = []
-        for i, view in enumerate(inputs):
-            stride = strides[i][-1]
+
+@dataclass(frozen=True)
+class _Nest:
+    """A loop nest: a unit is one row of the innermost dimension, or one of the `chunks` of a long row."""
+
+    inputs: Sequence[View]
+    outputs: Sequence[View]
+    dims: list[int]
+    strides: list[list[int]]
+    chunk: int
+    chunks: int
+    lanes: int
+    write: Write
+    raw: bool
+
+    def _typed(self) -> list[tuple[int, str]]:
+        """Every operand's number and pointer type."""
+        views = [*self.inputs, *self.outputs]
+        return [(i, f"{'const ' * (i < len(self.inputs))}{CTYPE[view.dtype]} *") for i, view in enumerate(views)]
+
+    def pointers(self) -> list[str]:
+        return [f"{pointer}a{i} = ({pointer})p[{i}];" for i, pointer in self._typed()]
+
+    def indices(self) -> list[str]:
+        """Unit number -> index of each outer dimension, and the first element of the chunk."""
+        outer = range(len(self.dims) - 1)
+        if self.chunks > 1:
+            lines = [f"long r = u / {self.chunks}, first = u % {self.chunks} * {self.chunk};"]
+        else:
+            lines = ["long r = u;"]
+        for axis in reversed(outer):
+            divide = f" r /= {self.dims[axis]};" if axis else ""
+            lines.append(f"const long d{axis} = r{f' % {self.dims[axis]}' if axis else ''};{divide}")
+        return lines if outer else [*lines, "(void)r;"]
+
+    def rows(self) -> list[str]:
+        """Where each operand's row begins; operands that do not change along it are loaded here."""
+        lines = []
+        for i, pointer in self._typed():
+            *outer, inner = self.strides[i]
+            terms = [f" + d{axis} * {stride}" for axis, stride in enumerate(outer) if stride]
+            terms += [f" + first * {inner}"] if self.chunks > 1 and inner else []
+            lines.append(f"{pointer}x{i} = a{i}{''.join(terms)};")
+        for i, view in enumerate(self.inputs):
+            if self.strides[i][-1] == 0:
+                lines.append(self._register(i, view, f"gather_{view.dtype}(x{i}, 0, LANES)"))
+        return lines
+
+    def inner(self) -> list[str]:
+        """The loop along a row: whole vectors, then what is left."""
+        size, tail = self.dims[-1], self.dims[-1] % self.lanes
+        lines, limit = [], str(size)
+        if self.chunks > 1:
+            lines.append(f"const long n = first + {self.chunk} <= {size} ? {self.chunk} : {size % self.chunk};")
+            limit = "n"
+        if size >= self.lanes:
+            lines += [f"long i = 0; for (; i + LANES <= {limit}; i += LANES) {{", *self._body("LANES"), "}"]
+        else:
+            lines.append("const long i = 0;")
+        if tail:
+            lines += ["if (i < n) {" if self.chunks > 1 else "{", *self._body(str(tail)), "}"]
+        return lines
+
+    def _register(self, i: int, view: View, loaded: str) -> str:
+        return f"const __auto_type s{i} = {loaded if self.raw else from_memory(loaded, view.dtype)};"
+
+    def _body(self, count: str) -> list[str]:
+        lines = []
+        for i, view in enumerate(self.inputs):
+            stride = self.strides[i][-1]
             if stride:
-                loaded = _load(view.dtype, f"x{i}", stride, count)
-                text.append(f"const __auto_type s{i} = {loaded if raw else from_memory(loaded, view.dtype)};")
-        written, results = write([f"s{i}" for i in range(len(inputs))])
-        text += written
-        for i, (view, name) in enumerate(zip(outputs, results, strict=True), len(inputs)):
-            stored = name if raw else to_memory(name, view.dtype)
-            text.append(_store(view.dtype, f"x{i}", strides[i][-1], stored, count))
-        return text
-
-    limit = inner if chunks == 1 else f"(first + {chunk} <= {inner} ? {chunk} : {inner % chunk})"
-    tail = inner % lanes
-    if chunks > 1:
-        lines.append(f"const long n = {limit};")
-        limit = "n"
-    if chunks > 1 or inner >= lanes:
-        lines += [f"long i = 0; for (; i + LANES <= {limit}; i += LANES) {{", *body("LANES"), "}"]
-    else:
-        lines.append("const long i = 0;")
-    if tail:
-        lines += ["if (i < n) {" if chunks > 1 else "{", *body(str(tail)), "}"]
-    lines.append("}")
-    units = numel(tuple(dims[:-1])) * chunks if inner else 0
-    return "\n".join(lines), units
+                lines.append(self._register(i, view, _load(view.dtype, f"x{i}", stride, count)))
+        written, results = self.write([f"s{i}" for i in range(len(self.inputs))])
+        lines += written
+        for i, (view, name) in enumerate(zip(self.outputs, results, strict=True), len(self.inputs)):
+            stored = name if self.raw else to_memory(name, view.dtype)
+            lines.append(_store(view.dtype, f"x{i}", self.strides[i][-1], stored, count))
+        return lines
 
 
 def _load(dtype: DType, pointer: str, stride: int, count: str) -> str:
