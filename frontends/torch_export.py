@@ -246,7 +246,7 @@ class _Importer:
         lines = [f"the model uses {_count(len(self.problems), 'unsupported operation')}:"]
         for line, count in self.problems.most_common():
             lines.append(f"  {line}: {_count(count, 'use')}, at {'; '.join(self.places[line])}")
-        raise CompileError("\n".join(lines), hint="a row in secateur/frontends/aten/ adds an operation")
+        raise CompileError("\n".join(lines), hint="a row in frontends/aten/ adds one; docs/add_an_op.md shows how")
 
     def outputs(self) -> Graph:
         """The user's outputs; changes to buffers that batch norms count with are dropped, others refused."""

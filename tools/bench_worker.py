@@ -24,6 +24,7 @@ from secateur.backends.cpu.compile import compile_graph
 from secateur.frontends.open import import_model
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph
+from secateur.passes.base import load_pass
 from secateur.tools.contenders import CONTENDERS, Call, Entry, torch_model
 from secateur.tools.models import build_python, input_specs, is_python, random_inputs
 
@@ -88,12 +89,20 @@ def _source(model: str) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _artefact(
-    graph: Graph, entry: Entry, target: str, pipeline: str | list[str], cc: str | None, artefact: str
+    graph: Graph,
+    entry: Entry,
+    target: str,
+    pipeline: str | list[str],
+    cc: str | None,
+    artefact: str,
+    load: list[str],
 ) -> None:
     """Compile the graph, or take the artefact that exists already."""
     if artefact:
         install(Path(artefact), entry.folder / "artefact")
         return
+    for path in load:
+        load_pass(path)
     program = compile_graph(graph, target=target, threads=entry.threads, pipeline=pipeline, cc=cc)
     program.save(entry.folder / "artefact")
 

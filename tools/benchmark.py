@@ -38,6 +38,7 @@ class Plan:
         contenders: by name, in the order of the table.
         seconds: how long each contender runs in each round.
         artefact: an artefact that exists already, to be measured instead of one compiled now.
+        load: files of passes that the pipeline names.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Plan:
     pipeline: str | Sequence[str] = "default"
     cc: str | None = None
     artefact: Path | None = None
+    load: Sequence[str] = ()
 
 
 @dataclass
@@ -174,6 +176,7 @@ def _prepare(plan: Plan, progress: Tracker) -> dict[str, Any]:
             pipeline=plan.pipeline,
             cc=plan.cc,
             artefact=str(plan.artefact) if plan.artefact else "",
+            load=list(plan.load),
         )
 
 

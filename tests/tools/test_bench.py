@@ -29,7 +29,10 @@ def test_contenders_run_in_turns_and_agree(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     work = str(tmp_path / "work")
-    assert main(["bench", "a_tiny_model:mlp", "--against", "eager,onnxruntime", "--work", work, *QUICK]) == 0
+    rules = tmp_path / "mine.rules"
+    rules.write_text("// relu(relu(x)) == relu(x)\nrule again: relu(relu(x)) => relu(x)\n")
+    chosen = ("--load", str(rules), "-p", "mine dce")
+    assert main(["bench", "a_tiny_model:mlp", "--against", "eager,onnxruntime", "--work", work, *chosen, *QUICK]) == 0
     results = {row["name"]: row for row in json.loads(capsys.readouterr().out)["results"]}
     assert list(results) == ["secateur", "eager", "onnxruntime"]
     for row in results.values():

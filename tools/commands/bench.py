@@ -59,6 +59,7 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
         target=args.target,
         pipeline=chosen_passes(args),
         cc=args.cc,
+        load=args.load,
     )
     with ui.progress() as progress:
         results, prepared = measure(plan, progress)
