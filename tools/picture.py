@@ -29,6 +29,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
 }
 _FAMILY = {name: family for family, (_, names) in FAMILIES.items() for name in names.split()}
 MOST_ATTRS = 60
+# Attributes that the type of the result already tells.
+SHOWN_BY_TYPE = {"reshape": ("shape",), "broadcast_to": ("shape",), "cast": ("dtype",), "resize": ("size",)}
 
 
 def family(name: str) -> str:
@@ -50,7 +52,7 @@ def draw(graph: Graph, *, title: str = "") -> graphviz.Digraph:
     dot = graphviz.Digraph("graph", engine="dot")
     drawn = sum(op.name not in ("constant", "fusion") for op in graph.walk())
     label = _text(title or f"@{graph.name}: {drawn} operations")
-    dot.attr("graph", label=label, labelloc="t", fontname="Helvetica", fontsize="14", ranksep="0.35", nodesep="0.25")
+    dot.attr("graph", label=label, labelloc="t", fontname="Helvetica", fontsize="14", ranksep="0.3", nodesep="0.2")
     dot.attr("node", fontname="Helvetica", fontsize="11", shape="box", style="rounded,filled", margin="0.12,0.05")
     dot.attr("edge", fontname="Helvetica", fontsize="9", fontcolor="#555555", color="#777777", arrowsize="0.6")
     _Drawing(dot).whole(graph)
@@ -155,7 +157,7 @@ def attributes(op: Op) -> list[str]:
     known = lookup(op.name).attrs
     lines: list[str] = []
     for key, value in _visible(op):
-        if key in known and value == known[key].default:
+        if (key in known and value == known[key].default) or key in SHOWN_BY_TYPE.get(op.name, ()):
             continue
         text = f"{key}={_short(value)}"
         if lines and len(lines[-1]) + len(text) < 28:
@@ -171,5 +173,5 @@ def _visible(op: Op) -> Iterator[tuple[str, Any]]:
 
 def _short(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return "x".join(map(_short, value)) if value else "()"
+        return f"[{','.join(map(_short, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
