@@ -133,6 +133,10 @@ def test_the_slider_goes_through_the_passes(opened: Opener) -> None:
         page.select_option("#compare", mode)
         assert page.evaluate("[...right.marks.leaves.values()].filter((m) => m.kind === 'removed').length") == seen
     assert page.is_visible("#left") and page.evaluate("left.marks.leaves.size") == 3
+    page.fill("#search", "relu")
+    same = "(side) => DATA.ops[side.view.scene.leaves[side.number].record].name"
+    assert page.evaluate(f"[state.chosen, state.twin].map({same})") == ["relu", "relu"]
+    assert page.evaluate("state.twin.view === left && state.chosen.view === right")
     page.locator("#left canvas").focus()
     for _ in told.stages:
         page.keyboard.press("[")

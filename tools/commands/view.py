@@ -14,7 +14,7 @@ from secateur.ir.diagnostics import CompileError, nearest
 from secateur.passes.manager import optimize, resolve
 from secateur.tools.commands.opt import add_pass_options, chosen_passes
 from secateur.tools.console import Ui, size
-from secateur.tools.models import MODEL_HELP, open_graph
+from secateur.tools.models import MODEL_HELP, is_python, open_graph
 from secateur.tools.picture import draw
 
 HELP = "show a model or an artefact: one HTML file to explore (what each pass did, code, memory), or a picture"
@@ -71,7 +71,7 @@ def _page(args: argparse.Namespace, ui: Ui, path: Path, artifact: bool) -> None:
         graph = open_graph(args.model, ui)
         with ui.stage("running passes"):
             passes = [item for name in chosen_passes(args) for item in resolve([name])]
-            story = tell(graph, passes, f"{graph.name} ({args.model})" if graph.name != args.model else args.model)
+            story = tell(graph, passes, _title(graph.name, args.model))
     try:
         path.write_text(page(story.data()), encoding="utf-8")
     except OSError as error:
@@ -86,6 +86,11 @@ def _page(args: argparse.Namespace, ui: Ui, path: Path, artifact: bool) -> None:
     )
 
 
+def _title(name: str, model: str) -> str:
+    """The file's name where there is one: graphs in files are seldom named for people."""
+    return Path(model).name if Path(model).suffix and not is_python(model) else name
+
+
 def _read_profile(path: str) -> dict[str, Any]:
     """What `secateur profile -o` wrote; raises `CompileError` where it is something else."""
     try:
@@ -95,9 +100,7 @@ def _read_profile(path: str) -> dict[str, Any]:
     except OSError as error:
         raise CompileError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CompileError(
-            f"{path} is not a profile: {error}", hint="write one with `secateur profile -o`"
-        ) from None
+        raise CompileError(f"{path} is not a profile: {error}", hint="write one with `secateur profile -o`") from None
     return dict(data)
 
 

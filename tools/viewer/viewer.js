@@ -2,7 +2,7 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const state = { stage: 0, compare: "plain", mode: "family", chosen: null, query: "", hits: [], hit: -1, memory: false, depth: 0 };
+const state = { stage: 0, compare: "plain", mode: "family", chosen: null, twin: null, query: "", hits: [], hit: -1, memory: false, depth: 0 };
 const LEAST_ZOOM = 0.55; // below this, text is hard to read
 
 const ruler = document.createElement("canvas").getContext("2d");
@@ -218,8 +218,7 @@ function nearestLeaf(view) {
 // Selection ------------------------------------------------------------------------------------------------
 
 function isChosen(view, state, kind, number) {
-  const { chosen } = state;
-  return chosen !== null && chosen.view === view && chosen.kind === kind && chosen.number === number;
+  return [state.chosen, state.twin].some((it) => it && it.view === view && it.kind === kind && it.number === number);
 }
 
 function litValues(view, state) {
@@ -231,9 +230,26 @@ function litValues(view, state) {
 
 function choose(view, kind, number) {
   state.chosen = kind ? { view, kind, number } : null;
+  state.twin = kind === "leaf" && !left.figure.hidden ? showTwin(view, number) : null;
   refreshPanel();
   if (state.memory) drawMemory();
   redraw();
+}
+
+// Side by side: the same operation on the other side, brought to the same height on the screen. What is only on
+// this side has no twin; then it is the nearest operation above that has one which is brought there.
+function showTwin(view, leaf) {
+  const other = view === left ? right : left, { match } = DATA.stages[state.stage];
+  const twinOf = (at) => (!match ? at : view === left ? match.indexOf(at) : match[at]);
+  let here = leaf;
+  while (twinOf(here) < 0 && view.scene.leaves[here].reads.length) here = view.scene.values[view.scene.leaves[here].reads[0]][0];
+  const number = twinOf(here);
+  if (number < 0) return null;
+  reveal(view, "leaf", here);
+  reveal(other, "leaf", number);
+  const from = rectOf(view, "leaf", here), to = rectOf(other, "leaf", number), { x, y, k } = view.camera;
+  other.camera = { k, x: x + (from.x + from.w / 2 - to.x - to.w / 2) * k, y: y + (from.y - to.y) * k };
+  return here === leaf ? { view: other, kind: "leaf", number } : null;
 }
 
 function refreshPanel() {
@@ -247,8 +263,8 @@ function refreshPanel() {
 const app = {
   go(view, kind, number) {
     reveal(view, kind, number);
-    choose(view, kind, number);
     centre(view, kind, number, false);
+    choose(view, kind, number);
   },
   goRemoved(leaf) {
     if (state.compare === "plain") setCompare("overlay");
@@ -313,7 +329,7 @@ function setStage(number) {
   const base = overlaid ? overlaid[start] ?? -1 : start;
   const selected = state.chosen?.kind === "leaf" && state.chosen.view === right;
   state.stage = number;
-  state.chosen = null;
+  state.chosen = state.twin = null;
   anchored(right, () => {
     showStage();
     const leaf = known && base >= 0 ? known(base) : -1;
@@ -381,7 +397,7 @@ function labelStage(stage) {
 function setCompare(value) {
   state.compare = value;
   $("compare").value = value;
-  state.chosen = null;
+  state.chosen = state.twin = null;
   showStage();
   for (const view of views()) begin(view);
   search(state.query, false);
@@ -434,7 +450,7 @@ function nextHit(step) {
   if (small) {
     zoom(right, 1 / right.camera.k);
     centre(right, ...state.hits[state.hit], true);
-    left.camera.k = right.camera.k;
+    choose(right, ...state.hits[state.hit]);
   }
   tellHits(state.query);
 }
