@@ -100,7 +100,7 @@ class Reducer:
             kept = [value for value in dict.fromkeys(outputs) if value in inside]
             return cut(self.case, kept, {}) if kept else None
 
-        self.search([front(count) for count in range(1, len(ops))])
+        self.search(range(1, len(ops)), front)
 
     def front(self) -> None:
         """Cut the program in front of the last operation that matters: every value it needs becomes an input."""
@@ -111,18 +111,22 @@ class Reducer:
             kept = {value: known[value] for op in ops[:count] for value in op.results if value in known}
             return cut(self.case, self.case.graph.outputs, kept)
 
-        self.search([back(count) for count in range(len(ops), 0, -1)])
+        self.search(range(len(ops), 0, -1), back)
 
-    def search(self, cases: Sequence[Case | None]) -> None:
+    def search(self, counts: range, make: Callable[[int], Case | None]) -> None:
         """The first case that fails, where those behind it do too; found by halving."""
-        good, bad = -1, len(cases)
+        good, bad = -1, len(counts)
+        best = None
         while bad - good > 1 and not self.over:
             middle = (good + bad) // 2
-            case = cases[middle]
+            case = make(counts[middle])
             self.trials += 1
-            good, bad = (good, middle) if case and self.fails(case.graph, case.inputs) else (middle, bad)
-        if bad < len(cases):
-            self.attempt(cases[bad])
+            if case and self.fails(case.graph, case.inputs):
+                bad, best = middle, case
+            else:
+                good = middle
+        if best and best.weight < self.case.weight:
+            self.case = best
 
     def middle(self) -> None:
         """Whole stretches, then single operations, become inputs, one of their operands, or a constant."""
