@@ -94,7 +94,10 @@ def _additive(b: Builder, op: Op) -> Value:
     ],
 )
 def attention_parts(m: Match, b: Builder) -> Outcome:
-    """softmax(q @ transpose(k) * scale + mask) @ v == attention(q, k, v, mask, scale)"""
+    """softmax(q @ transpose(k) * scale + mask) @ v == attention(q, k, v, mask, scale)
+
+    For scores that are finite: a mask that selects hides a NaN, one that is added does not.
+    """
     weights, v = m.root.operands
     softmax = _softmax_of(weights)
     if softmax is None or softmax.attrs["axis"] != weights.type.rank - 1 or weights.type.rank < 3:
