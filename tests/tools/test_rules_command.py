@@ -34,6 +34,25 @@ def test_a_wrong_rule_is_shown_with_its_counterexample(capsys: pytest.CaptureFix
     assert "error: 1 of 2 rules are wrong" in shown.err and "--seed" in shown.err
 
 
+PYTHON = '''
+from secateur.ir.rewrite import rule
+
+@rule("square(neg(x))")
+def even(m, b):
+    """(-x)^2 == x^2"""
+    return b.square(m["x"])
+'''
+
+
+def test_rules_in_python(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(PYTHON)
+    assert main(["test-rules", "mine.py", "--json"]) == 0
+    assert [item["rule"] for item in json.loads(capsys.readouterr().out)["rules"]] == ["even"]
+    Path("mine.py").write_text("1 / 0")
+    assert main(["test-rules", "mine.py"]) == 1
+    assert "error: cannot load mine.py: ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_lint_only(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.rules").write_text(BAD.partition("\n")[2])
     assert main(["test-rules", "--lint-only", "bad.rules"]) == 1

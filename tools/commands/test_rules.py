@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import runpy
 import time
+from pathlib import Path
 from typing import Any
 
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.prove import Proof, lint, prove
+from secateur.ir.rewrite import Rule
 from secateur.ir.rules import load_rules
 from secateur.passes.rules import topic, topics
 from secateur.tools.console import Ui, table
@@ -17,7 +20,9 @@ EXAMPLE = "secateur test-rules my.rules\nsecateur test-rules --lint-only my.rule
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", help="a .rules file (default: every rule that is built in)")
+    parser.add_argument(
+        "file", nargs="?", help="a .rules file, or a Python file with rules (default: all built-in ones)"
+    )
     parser.add_argument("--lint-only", action="store_true", help="do not run the rules, only look for faults in them")
     parser.add_argument("--seed", type=int, help="repeat the run that showed this seed")
     parser.add_argument(
@@ -27,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
     seed = args.seed if args.seed is not None else time.time_ns() % 1_000_000_000
-    groups = {args.file: load_rules(args.file)} if args.file else {name: list(topic(name)) for name in topics()}
+    groups = {args.file: _rules(args.file)} if args.file else {name: list(topic(name)) for name in topics()}
     rules = [rule for group in groups.values() for rule in group]
     if not rules:
         raise CompileError(f"{args.file} holds no rules")
@@ -48,6 +53,17 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
             f"{len(wrong)} of {len(rules)} rules are wrong, {len(findings)} findings of the linter",
             hint=f"--seed {seed} repeats this run",
         )
+
+
+def _rules(path: str) -> list[Rule]:
+    """The rules of a file. Raises `CompileError` where it cannot be read, or its code fails."""
+    if not path.endswith(".py"):
+        return load_rules(path)
+    try:
+        names = runpy.run_path(path, run_name=Path(path).stem)
+    except Exception as error:  # somebody else's code: anything may happen
+        raise CompileError(f"cannot load {path}: {type(error).__name__}: {error}") from error
+    return [item for item in names.values() if isinstance(item, Rule)]
 
 
 def _shown(proof: Proof) -> str:
