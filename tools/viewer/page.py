@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SCRIPTS = ("layout.js", "paint.js", "panel.js", "viewer.js")
+SCRIPTS = ("layout.js", "paint.js", "panel.js", "viewer.js", "explore.js", "events.js")
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
 
