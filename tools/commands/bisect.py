@@ -52,7 +52,10 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
         shown.append(explanation(found))
     ui.report({"steps": [vars(step) for step in search.steps], "finding": facts(found) if found else None}, *shown)
     if found:
-        raise CompileError(f"{found.culprit} {'fails' if found.reason else 'makes the results wrong'}")
+        raise CompileError(
+            f"{found.culprit} {'fails' if found.reason else 'makes the results wrong'}",
+            hint="`secateur reduce` with the same options and -o FILE.ir makes a test of it",
+        )
     ui.note(f"everything stays within {args.tolerance:g}")
 
 
