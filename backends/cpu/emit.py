@@ -187,7 +187,6 @@ extern const char program_weights[] __attribute__((visibility("hidden")));
 void program_steps(struct program *m, int thread) {{
     char *const scratch = m->scratch + (size_t)thread * m->scratch_bytes;
     (void)scratch;
-    STAMPS();
 {steps}
 }}
 
@@ -200,7 +199,7 @@ EXPORT int {name}_run(struct {name} *m, const void *const inputs[], void *const 
 }}
 
 #ifdef PROFILE
-/* Where the next runs write their seconds: one stamp in front of the first step, one behind each. */
+/* Where the next runs write their seconds: when they began, each step's end, and their own end. */
 EXPORT void {name}_stamps(struct {name} *m, double *stamps) {{
     ((struct program *)m)->stamps = stamps;
 }}

@@ -104,7 +104,7 @@ def profile(
                 start = time.perf_counter()
                 program.run_into(arrays, outputs)
                 whole[program].append(time.perf_counter() - start)
-            samples.append(np.diff(stamps))
+            samples.append(np.diff(stamps[:-1]))
             report("run", 1 - max(0.0, end - time.perf_counter()) / seconds)
     medians = np.median(np.stack(samples), axis=0)
     rows = [_row(entry, float(took), limits) for entry, took in zip(plain.manifest["kernels"], medians, strict=True)]
@@ -127,7 +127,7 @@ def _instrumented(folder: Path, into: Path, target: Target, threads: int) -> tup
             shutil.copy(folder / name, into / name)
     build(into, manifest["sources"], manifest["library"], target, find_compiler(), extra=["-DPROFILE"])
     program = Program(into, manifest, threads)
-    stamps = np.zeros(len(manifest["kernels"]) + 1)
+    stamps = np.zeros(len(manifest["kernels"]) + 2)
     attach = program.library[f"{manifest['name']}_stamps"]
     attach.argtypes, attach.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     attach(program.handle, stamps.ctypes.data)

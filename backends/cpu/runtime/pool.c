@@ -23,13 +23,30 @@ static inline void relax(void) {
 #endif
 }
 
+#ifdef PROFILE
+#include <time.h>
+/* Called by one thread at a time: whoever starts a run, then whoever is last at a barrier. */
+static void stamp(struct program *m) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    if (m->stamps) m->stamps[m->stamped++] = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#define STAMP(m) stamp(m)
+#define STAMP_START(m) ((m)->stamped = 0, stamp(m))
+#else
+#define STAMP(m) (void)0
+#define STAMP_START(m) (void)0
+#endif
+
 void program_barrier(struct program *m) {
     if (m->threads == 1) {
+        STAMP(m);
         atomic_store_explicit(&m->claims[0].taken, 0, memory_order_relaxed);
         return;
     }
     unsigned phase = atomic_load_explicit(&m->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&m->arrived, 1, memory_order_acq_rel) + 1 == m->threads) {
+        STAMP(m);
         for (int i = 0; i < m->threads; i++) atomic_store_explicit(&m->claims[i].taken, 0, memory_order_relaxed);
         atomic_store_explicit(&m->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&m->phase, phase + 1, memory_order_release);
@@ -82,6 +99,7 @@ int program_run(struct program *m, const void *const *inputs, void *const *outpu
     pthread_mutex_lock(&m->running);
     m->inputs = inputs;
     m->outputs = outputs;
+    STAMP_START(m);
     if (m->threads > 1) {
         pthread_mutex_lock(&m->lock);
         atomic_fetch_add_explicit(&m->turn, 1, memory_order_release);

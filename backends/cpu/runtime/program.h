@@ -29,7 +29,10 @@ struct program {
     void *const *outputs;
     int threads, started, stop;
 #ifdef PROFILE
-    double *stamps; /* steps + 1 of them */
+    /* Profiling costs nothing unless a copy of the program is compiled for it: then the seconds when
+     * a run began, and when the last thread was done with each step, are noted here. */
+    double *stamps;
+    int stamped;
 #endif
     pthread_mutex_t running, lock;
     pthread_cond_t wake;
@@ -56,26 +59,6 @@ void program_steps(struct program *m, int thread);
 #define SCRATCH (scratch + 64)
 #define KERNEL(name) void name(void *const *p, long begin, long end, char *scratch)
 
-/* Profiling costs nothing unless a copy of the program is compiled for it, with -DPROFILE: then the
- * first thread notes the time in front of the first step and behind every step. */
-#ifdef PROFILE
-#include <time.h>
-#define STAMP()                                                                                    \
-    do {                                                                                           \
-        struct timespec t_;                                                                        \
-        if (thread == 0) {                                                                         \
-            clock_gettime(CLOCK_MONOTONIC, &t_);                                                   \
-            m->stamps[stamp++] = (double)t_.tv_sec + 1e-9 * (double)t_.tv_nsec;                    \
-        }                                                                                          \
-    } while (0)
-#define STAMPS()                                                                                   \
-    int stamp = 0;                                                                                 \
-    STAMP()
-#else
-#define STAMP() (void)0
-#define STAMPS() (void)0
-#endif
-
 /* One step: every thread works on its own share, so that a core keeps its rows from step to step, and
  * then helps the others; or the first thread works alone. Then everyone waits. */
 #define STEP(kernel, units, ...)                                                                   \
@@ -87,7 +70,6 @@ void program_steps(struct program *m, int thread);
             while (program_claim(m, (thread + i_) % m->threads, units, &begin_, &end_))            \
                 kernel(p_, begin_, end_, scratch);                                                 \
         program_barrier(m);                                                                        \
-        STAMP();                                                                                   \
     } while (0)
 #define STEP_SERIAL(kernel, units, ...)                                                            \
     do {                                                                                           \
@@ -95,7 +77,6 @@ void program_steps(struct program *m, int thread);
         PACKED = -1;                                                                               \
         if (thread == 0) kernel(p_, 0, units, scratch);                                            \
         program_barrier(m);                                                                        \
-        STAMP();                                                                                   \
     } while (0)
 
 #endif
