@@ -56,7 +56,7 @@ def undo(b: Builder, value: Value, perm: tuple[int, ...], room: int, *, broadcas
         return b.constant(moved, name=value.op.attrs["name"])
     if moves_ones_only(shape, back):
         return b.reshape(value, shape=[shape[axis] for axis in back])
-    if value.type.numel * CHEAP > room:
+    if max(value.type.numel, 1) * CHEAP > room:
         return None
     full = value if value.shape == shape else b.reshape(value, shape=shape)
     return b.transpose(full, perm=back)
