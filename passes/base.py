@@ -146,7 +146,7 @@ def _place(error: Exception, path: Path) -> Span:
     """The line of the file that an exception came from."""
     if isinstance(error, SyntaxError):
         return Span(str(path), error.lineno or 0)
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.absolute())]
     return Span(str(path), (lines[-1:] or [0])[0] or 0)
 
 

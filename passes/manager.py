@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from secateur.ir.diagnostics import CompileError, nearest
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats
-from secateur.ir.text import print_graph
+from secateur.ir.text import print_graph, write_ir
 from secateur.ir.verify import verify
 from secateur.passes.base import Pass, make_pass
 
@@ -35,7 +37,7 @@ class PassManager:
         passes: in order.
         stop_after: name of a pass of the pipeline after which to stop.
         print_after: called with the pass's name and the graph's text after each pass.
-        dump: folder that receives `NN_pass.ir` after each pass.
+        dump: folder that receives `NN_pass.ir` after each pass, large constants beside it, for `read_ir`.
         snapshots: keep a copy of the graph after each pass in its record.
     """
 
@@ -50,7 +52,7 @@ class PassManager:
         """Run the pipeline on `graph` in place and return it.
 
         Raises:
-            CompileError: the pipeline has no pass `stop_after`, or a pass broke the graph (named).
+            CompileError: the pipeline has no pass `stop_after`, or a pass failed or broke the graph (named).
         """
         names = [item.name for item in self.passes]
         if self.stop_after and self.stop_after not in names:
@@ -63,21 +65,56 @@ class PassManager:
 
     def _run_one(self, item: Pass, graph: Graph) -> None:
         before = len(graph)
-        start = time.perf_counter()
-        rules = item.run(graph)
-        seconds = time.perf_counter() - start
-        try:
-            verify(graph)
-        except CompileError as error:
-            error.message = f"pass {item.name!r} left a broken graph: {error.message}"
-            raise
+        rules, seconds = run_pass(item, graph)
         copy = graph.clone() if self.snapshots else None
         self.records.append(PassRecord(item.name, seconds, before, len(graph), rules, copy))
         if self.print_after:
             self.print_after(item.name, print_graph(graph))
         if self.dump:
-            self.dump.mkdir(parents=True, exist_ok=True)
-            (self.dump / f"{len(self.records):02}_{item.name}.ir").write_text(print_graph(graph))
+            path = self.dump / f"{len(self.records):02}_{item.name}.ir"
+            try:
+                self.dump.mkdir(parents=True, exist_ok=True)
+                write_ir(graph, path)
+            except OSError as error:
+                raise CompileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def run_pass(item: Pass, graph: Graph) -> tuple[RewriteStats | None, float]:
+    """Run one pass in place and verify what it leaves: its rules' statistics, and its seconds.
+
+    Raises:
+        CompileError: the pass fails, whatever it raises, or leaves a broken graph; the message names it.
+    """
+    start = time.perf_counter()
+    try:
+        rules = item.run(graph)
+    except CompileError:
+        raise
+    except Exception as error:  # a pass may be anybody's code
+        raise CompileError(f"{_failed(item)}{type(error).__name__}: {error}{_place(item, error)}") from error
+    seconds = time.perf_counter() - start
+    try:
+        verify(graph)
+    except CompileError as error:
+        error.message = f"pass {item.name!r} left a broken graph: {error.message}"
+        raise
+    return rules, seconds
+
+
+def why_failed(item: Pass, error: Exception) -> str:
+    """What a failure says apart from the pass's name, for those who have said that already."""
+    return str(error).removeprefix(_failed(item)) if isinstance(error, CompileError) else repr(error)
+
+
+def _failed(item: Pass) -> str:
+    return f"pass {item.name!r} failed: "
+
+
+def _place(item: Pass, error: Exception) -> str:
+    """The innermost line of the pass's own file that an exception went through: ` (fold.py:40)`."""
+    file = getattr(sys.modules.get(type(item).__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
 
 
 def optimize(graph: Graph, pipeline: str | Sequence[str | Pass] = "default") -> Graph:

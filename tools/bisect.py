@@ -18,8 +18,8 @@ from secateur.backends.cpu.compile import compile_graph
 from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.interpret import check_inputs, run
 from secateur.ir.rewrite import Rule, gated
-from secateur.ir.verify import verify
 from secateur.passes.base import Pass
+from secateur.passes.manager import run_pass, why_failed
 
 Arrays = Sequence[np.ndarray]
 COMPILED = "the compiled code"
@@ -125,7 +125,7 @@ def bisect(
                 error = distance(run(current, inputs), want)
         except Exception as failure:  # whatever a pass raises is what we are looking for
             search.steps.append(Step(str(item), len(current), np.inf))
-            search.finding = trial.explain(np.inf, f"{type(failure).__name__}: {failure}")
+            search.finding = trial.explain(np.inf, why_failed(item, failure))
             return search
         search.steps.append(Step(str(item), len(current), error))
         if not error <= tolerance:
@@ -138,9 +138,8 @@ def bisect(
 
 
 def apply(item: Pass, graph: Graph) -> None:
-    """Run one pass in place; raises whatever it raises, and `CompileError` where it leaves a broken graph."""
-    item.run(graph)
-    verify(graph)
+    """Run one pass in place; raises `CompileError` where it fails or leaves a broken graph."""
+    run_pass(item, graph)
 
 
 def same(one: Graph, other: Graph) -> bool:

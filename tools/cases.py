@@ -53,7 +53,7 @@ class Check:
         try:
             got = self.results(graph.clone(), inputs)
         except Exception as failure:  # the failure that is looked for
-            return f"raises {type(failure).__name__}"
+            return f"raises {type(failure.__cause__ or failure).__name__}"
         return "right" if distance(got, want) <= self.tolerance else "wrong"
 
     def results(self, graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

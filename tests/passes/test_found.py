@@ -110,6 +110,13 @@ def test_a_file_that_holds_no_pass_is_refused(name: str, text: str, message: str
     assert not base._loaded
 
 
+def test_the_line_is_told_of_a_relative_path_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rename.py").write_text("x = 1\ny = x.nowhere\n")
+    with pytest.raises(CompileError, match=r"^rename\.py:2: cannot load"):
+        base.load_pass("rename.py")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="there is no such file"):
         base.load_pass(tmp_path / "none.py")

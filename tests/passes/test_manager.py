@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Op
-from secateur.ir.text import parse, print_graph
+from secateur.ir.text import parse, print_graph, read_ir
 from secateur.passes.base import Pass, all_passes, make_pass
 from secateur.passes.decompose import Decompose
 from secateur.passes.fold import Fold
@@ -92,6 +94,20 @@ def test_dumps_are_numbered_and_parse(graph: Graph, tmp_path: Path) -> None:
     assert print_graph(parse(files[-1].read_text())) == print_graph(graph)
 
 
+def test_dumps_bring_their_weights(tmp_path: Path) -> None:
+    b = Builder.graph("m", x="f32[1,40]")
+    graph = b.returns(b.add(b["x"], b.constant(np.arange(40, dtype=np.float32), name="w")))
+    PassManager(resolve(["fold", "cse"]), dump=tmp_path).run(graph)
+    for name in ("01_fold.ir", "02_cse.ir"):
+        (constant,) = read_ir(tmp_path / name).find("constant")
+        np.testing.assert_array_equal(constant.attrs["value"], np.arange(40))
+
+
+def test_a_dump_that_cannot_be_written_is_one_clear_line(graph: Graph) -> None:
+    with pytest.raises(CompileError, match=r"cannot write /proc/nowhere/01_cse\.ir: "):
+        PassManager(resolve(["cse"]), dump=Path("/proc/nowhere")).run(graph)
+
+
 def test_stop_after_an_absent_pass_is_an_error(graph: Graph) -> None:
     with pytest.raises(CompileError, match="the pipeline has no pass 'fuze'\nhint: did you mean 'fuse'"):
         PassManager(resolve(["cse", "fuse"]), stop_after="fuze").run(graph)
@@ -109,6 +125,20 @@ def test_a_pass_that_breaks_the_graph_is_named(graph: Graph) -> None:
 
     with pytest.raises(CompileError, match="pass 'breaks' left a broken graph: operand 0 of exp is used before"):
         PassManager([Breaks()]).run(graph)
+
+
+def test_a_pass_that_fails_is_named_with_its_line(graph: Graph) -> None:
+    @dataclass(frozen=True)
+    class Fails(Pass):
+        def run(self, graph: Graph) -> None:
+            int(f"no {graph.name}")
+
+    name = Path(__file__).name
+    line = Fails.run.__code__.co_firstlineno + 1
+    with pytest.raises(CompileError) as caught:
+        PassManager([Fails()]).run(graph)
+    expected = f"pass 'test_manager' failed: ValueError: invalid literal for int() with base 10: 'no m' ({name}:{line})"
+    assert str(caught.value) == expected and isinstance(caught.value.__cause__, ValueError)
 
 
 def test_optimize_leaves_the_original(graph: Graph) -> None:
