@@ -28,6 +28,7 @@ TRIES = 3000  # draws made to find them
 SHRINK = 600  # draws made to find a small counterexample
 PATIENCE = 300  # instances that an earlier rule takes, after which it is thought to take them all
 MOST = 1 << 20  # elements of a constant that a counterexample shows
+BRINK = 0.2  # of the largest number: above it, an infinity and a number may differ only by the order of products
 ROUNDS = 60  # rewrites after which an instance of a few operations is thought to go on for ever
 
 
@@ -195,8 +196,11 @@ def difference(want: np.ndarray, got: np.ndarray, tolerance: float, scale: float
         bad = np.where(finite, False, (a != b) & ~(np.isnan(a) & np.isnan(b)))
         with np.errstate(invalid="ignore"):
             bad |= finite & ~(np.abs(a - b) <= relative * np.maximum(np.abs(a), size if tolerance else 0.0))
-            if tolerance:  # what overflows in one order of products may just not in another
-                bad &= ~(np.maximum(np.abs(a), np.abs(b)) > 0.2 * float(limits.max)) | np.isnan(a) | np.isnan(b)
+            if tolerance:  # one of two neighbours may overflow, but no infinity comes from a small number
+                brink = BRINK * float(limits.max)
+                bad &= ~(
+                    (np.minimum(np.abs(a), np.abs(b)) > brink) & (np.sign(a) == np.sign(b)) & (finite != np.isfinite(b))
+                )
     if not np.any(bad):
         return None
     at = tuple(int(index) for index in np.argwhere(bad)[0])

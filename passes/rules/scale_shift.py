@@ -77,6 +77,10 @@ def parameters(op: Op) -> tuple[np.ndarray, np.ndarray | None] | Refusal:
     return wide[0], wide[1] if len(wide) > 1 else None
 
 
+def _is_finite(array: np.ndarray) -> bool:
+    return bool(np.all(np.isfinite(array.astype(np.float64))))
+
+
 @rule("batch_norm(x, weight, bias, mean, var)", tolerance=1e-5)
 def split_batch_norm(m: Match, b: Builder) -> Outcome:
     """batch_norm(x) == x * s + t with s = weight / sqrt(var + eps) and t = bias - mean * s"""
@@ -87,11 +91,15 @@ def split_batch_norm(m: Match, b: Builder) -> Outcome:
     scale = weight / np.sqrt(var + m.root.attrs["eps"])
     shift = bias - mean * scale
     x, axis = m["x"], m.root.attrs["axis"]
+    dtype = x.type.dtype.numpy
+    with np.errstate(over="ignore"):
+        scale, shift = scale.astype(dtype), shift.astype(dtype)
+    if not (_is_finite(scale) and _is_finite(shift)):
+        return Refusal("its scale or shift is not finite")
     shape = (-1, *[1] * (x.type.rank - 1 - axis))
     name = m.root.operands[1].op.attrs["name"] if m.root.operands[1].op else ""
-    dtype = x.type.dtype.numpy
-    scaled = b.mul(x, b.constant(scale.reshape(shape).astype(dtype), name=name))
-    return b.add(scaled, b.constant(shift.reshape(shape).astype(dtype), name=_bias_name(name)))
+    scaled = b.mul(x, b.constant(scale.reshape(shape), name=name))
+    return b.add(scaled, b.constant(shift.reshape(shape), name=_bias_name(name)))
 
 
 @rule(f"mul(({CONTRACTION})(x, ...), s)", tolerance=1e-5)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError
-from secateur.ir.prove import lint, prove
+from secateur.ir.prove import difference, lint, prove
 from secateur.ir.rewrite import Match, Rule, apply_rules, rule
 from secateur.ir.rules import load_rules, parse_rules
 from secateur.ir.text import parse
@@ -32,6 +33,28 @@ def test_a_rule_of_the_tree_holds(item: Rule, seed: int) -> None:
     proof = prove(item, seed, enough=10)
     assert proof.instances >= 2, f"seed {seed}: {proof.instances} instances"
     assert proof.counterexample is None, f"seed {seed}: {proof.counterexample}"
+
+
+@pytest.mark.parametrize(
+    ("want", "got", "agree"),
+    [
+        (100, np.inf, False),
+        (np.inf, 100, False),
+        (3e38, np.inf, True),
+        (np.inf, 3e38, True),
+        (-3e38, np.inf, False),
+        (3e38, 1e38, False),
+        (100, np.nan, False),
+        (3e38, np.nan, False),
+        (np.nan, 100, False),
+        (np.inf, -np.inf, False),
+        (np.nan, np.nan, True),
+        (np.inf, np.inf, True),
+    ],
+)
+def test_only_the_brink_of_overflow_excuses_an_infinity(want: float, got: float, agree: bool) -> None:
+    arrays = np.float32([want]), np.float32([got])
+    assert (difference(*arrays, 1e-5, 3e38) is None) == agree
 
 
 def messages(text: str) -> list[str]:
