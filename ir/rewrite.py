@@ -26,7 +26,6 @@ from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.pattern import Match, Miss, Pattern, is_number, match, matches
 from secateur.ir.reader import pattern
-from secateur.ir.verify import verify
 
 __all__ = [
     "Match",
@@ -37,7 +36,6 @@ __all__ = [
     "RewriteStats",
     "Rule",
     "apply_rules",
-    "check",
     "erase_dead",
     "is_number",
     "match",
@@ -45,6 +43,9 @@ __all__ = [
     "pattern",
     "rule",
 ]
+
+
+SHARED = 16  # uses of a value above which a change of what makes it does not wake its users: the worklist stays linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +161,14 @@ class Explanation:
 
     Attributes:
         rule: the rule's name, or what the names of a family of rules begin with.
-        tried: the names of all rules that were tried.
+        known: the names of all rules that the driver was given.
+        tried: the names of those that were tried at some operation.
         misses: for each operation that could have been the root, what did not fit there at the last try.
     """
 
     rule: str
     fired: int = 0
+    known: set[str] = field(default_factory=set)
     tried: set[str] = field(default_factory=set)
     misses: dict[Op, str] = field(default_factory=dict)
 
@@ -200,12 +203,12 @@ def _candidates(op: Op, rules: list[Rule]) -> Iterator[tuple[Rule, Match, list[M
     for item in rules:
         misses: list[Miss] = []
         asked = explanation is not None and explanation.covers(item.name)
+        if explanation is not None:
+            explanation.tried.add(item.name)  # before the matches: who takes one does not come back for the next
         for found in matches(item.pattern, op, misses if asked else None):
             yield item, found, misses
-        if explanation is not None:
-            explanation.tried.add(item.name)
-            if asked:
-                explanation.record(op, misses)
+        if explanation is not None and asked:
+            explanation.record(op, misses)
 
 
 def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None) -> RewriteStats:
@@ -217,6 +220,9 @@ def apply_rules(graph: Graph, rules: Iterable[Rule], *, fuel: int | None = None)
     Raises:
         CompileError: fuel ran out (naming the rule that fired most), or a replacement has another type.
     """
+    rules = list(rules)
+    if (explanation := _explanation.get()) is not None:
+        explanation.known.update(item.name for item in rules)
     by_root: defaultdict[str, list[Rule]] = defaultdict(list)
     depth = 1
     for item in rules:
@@ -266,7 +272,7 @@ def _rewrite_one(graph: Graph, op: Op, rules: list[Rule], stats: RewriteStats) -
         if (explanation := _explanation.get()) is not None and explanation.covers(item.name):
             explanation.fired += 1
             explanation.misses.pop(op, None)
-        return _replace(graph, op, values, _between(graph, previous, op))
+        return _replace(graph, op, values, _between(previous, op))
     return None
 
 
@@ -293,10 +299,10 @@ def _upwards(graph: Graph, ops: Iterable[Op], depth: int) -> Iterator[Op]:
         yield from level
         if left > 1:
             # What feeds very many users (a shared constant) did not change for all of them.
-            level = [user for op in level for value in op.results if len(value.uses) <= 16 for user in value.users]
+            level = [user for op in level for value in op.results if len(value.uses) <= SHARED for user in value.users]
 
 
-def _between(graph: Graph, previous: Op | None, op: Op) -> list[Op]:
+def _between(previous: Op | None, op: Op) -> list[Op]:
     """The operations that a rewrite put in front of `op`."""
     new, at = [], op.prev
     while at is not None and at is not previous:
@@ -306,7 +312,7 @@ def _between(graph: Graph, previous: Op | None, op: Op) -> list[Op]:
 
 
 def _erase_between(graph: Graph, previous: Op | None, op: Op) -> None:
-    for new in reversed(_between(graph, previous, op)):
+    for new in reversed(_between(previous, op)):
         graph.erase(new)
 
 
@@ -321,9 +327,3 @@ def erase_dead(graph: Graph, candidates: Iterable[Op]) -> int:
         graph.erase(op)
         count += 1
     return count
-
-
-def check(graph: Graph) -> Graph:
-    """Verify and return the graph: for the ends of pipelines and for tests."""
-    verify(graph)
-    return graph

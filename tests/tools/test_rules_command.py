@@ -77,3 +77,23 @@ def test_explain_and_rewrite(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["misses"][0]["at"] == "m.ir:3:8"
     assert main([*command, "--explain", "duoble"]) == 1
     assert "did you mean 'double'?" in capsys.readouterr().err
+
+
+def test_explain_a_rule_that_fires_wherever_it_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.rules").write_text(GOOD)
+    Path("m.ir").write_text(GRAPH.replace("abs(", "neg("))
+    assert main(["opt", "m.ir", "-p", "rewrite{rules=good.rules}", "--explain", "double", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fired"] == 1
+
+
+def test_explain_a_rule_without_a_place_in_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("two.rules").write_text(GOOD + "\n// sqrt(x)^2 == x\nrule unrooted: square(sqrt(x)) => x\n")
+    Path("m.ir").write_text(GRAPH)
+    command = ["opt", "m.ir", "-p", "rewrite{rules=two.rules}", "--explain"]
+    assert main([*command, "unrooted"]) == 1
+    err = capsys.readouterr().err
+    assert "rule 'unrooted' was never tried" in err and "its root, the last operation" in err
+    assert main([*command, "unrotted"]) == 1
+    assert "did you mean 'unrooted'?" in capsys.readouterr().err
+    assert main([*command, "something_else"]) == 1
+    assert "there is no rule 'something_else'" in capsys.readouterr().err

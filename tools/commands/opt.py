@@ -98,8 +98,11 @@ def _explain(explanation: Explanation, ui: Ui) -> None:
     """Print the near misses of a rule; raises `CompileError` where no pass has tried a rule of this name."""
     name = explanation.rule
     if not any(map(explanation.covers, explanation.tried)):
-        hint = nearest(name, explanation.tried) or "only rules whose first operation occurs in the model are tried"
-        raise CompileError(f"no rule {name!r} was tried", hint=hint)
+        if any(map(explanation.covers, explanation.known)):
+            hint = "a rule is tried where its root, the last operation of its pattern, occurs in the model"
+            raise CompileError(f"rule {name!r} was never tried", hint=hint)
+        hint = nearest(name, explanation.known) or "the passes that ran hold no such rule"
+        raise CompileError(f"there is no rule {name!r}", hint=hint)
     misses = [
         {"op": op.name, "type": str(op.results[0].type), "at": str(op.span or "<unknown>"), "why": why}
         for op, why in explanation.misses.items()
