@@ -70,6 +70,7 @@ def compile(
     pipeline: str | Sequence[str | Pass] = "default",
     threads: int | None = None,
     cc: str | None = None,
+    name: str = "model",
     progress: Callable[[str, float], None] | None = None,
 ) -> Program:
     """Compile a model, or a graph, for a processor.
@@ -80,6 +81,7 @@ def compile(
         target: a processor by name; `secateur targets` lists them.
         pipeline: passes to run first: a pipeline's name, or a list of passes.
         threads: fixed at compile time; None leaves the choice to the moment of loading.
+        name: of the library, the header and all C symbols; two models in one program need two.
         cc: a C compiler to use instead of the bundled one.
         progress: called with a stage and its share done, 0 to 1, while compiling.
 
@@ -90,4 +92,4 @@ def compile(
     from secateur.frontends.open import import_model
 
     graph = import_model(model, example_inputs)
-    return compile_graph(graph, target=target, pipeline=pipeline, threads=threads, cc=cc, progress=progress)
+    return compile_graph(graph, target=target, pipeline=pipeline, threads=threads, cc=cc, name=name, progress=progress)

@@ -5,6 +5,7 @@ What follows the language of a block names a file to write it to; without a name
     python    executed; the blocks of a document share their names
     ir        parsed as a graph
     rules     parsed as rules
+    c         only written to its file
     console   lines with `$` are commands (`secateur`, `pytest`); every other line must be part of what
               they print, in order, `...` standing for anything. A line `error: ...` says that it fails.
     text      not run: output, and things that are no code
@@ -50,6 +51,8 @@ def run_document(path: Path) -> int:
             parse(match[2], {name: np.zeros(type.shape, type.dtype.numpy) for name, type in types.items()})
         elif language == "rules":
             parse_rules(match[2])
+        elif language == "c":
+            assert file, "a block of C needs a file's name"
         elif language == "console":
             console(match[2])
         else:

@@ -14,7 +14,7 @@ from secateur.backends.cpu.emit import emit
 from secateur.backends.cpu.legalize import legalize
 from secateur.backends.cpu.lower import Lowered, Step, lower
 from secateur.backends.cpu.plan import plan
-from secateur.backends.cpu.target import default_threads, find_target
+from secateur.backends.cpu.target import find_target
 from secateur.backends.cpu.toolchain import FLAGS, build, find_compiler
 from secateur.backends.cpu.views import ARENA, WEIGHT, Buffer
 from secateur.ir.diagnostics import CompileError
@@ -48,7 +48,8 @@ def compile_graph(
         graph: left as it is.
         target: a name of `TARGETS`, or `native`.
         pipeline: what runs before the backend's own passes.
-        threads: fixed default number of threads; by default the cores of this machine.
+        threads: fixed number of threads; by default chosen when the program is loaded: one for each
+            processor that the process may use.
         cc: the C compiler.
         name: prefix of all C symbols, lower-case letters, digits and underscores.
         progress: called with a stage and its share done, 0..1.
@@ -108,7 +109,7 @@ def compile_to(
     program = lower(optimized, machine, lambda share: report("kernels", share))
     arena_bytes = plan(program)
     kernels, buffers = _kernels(program), _memory(program)
-    count = threads or default_threads()
+    count = threads or 0
     written = emit(program, folder, name, arena_bytes, count)
     report("kernels", 1.0)
     build(folder, written.sources, f"lib{name}.so", machine, compiler, lambda share: report("C compiler", share))

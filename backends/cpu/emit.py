@@ -124,12 +124,15 @@ extern "C" {{
 
 struct {name};
 
-/* Allocate all memory and start the threads; `threads` of 0 takes the number chosen at compile time.
+/* Allocate all memory and start the threads; `threads` of 0 takes the number fixed at compile time or,
+ * where none was, that of the processors this process may use. The processor must have the features
+ * that manifest.json lists: nothing checks them here.
  * Returns 0, -1 for a bad number of threads, -2 when memory, -3 when a thread cannot be had. */
 int {name}_create(struct {name} **m, int threads);
 
 /* Compute the outputs. Nothing is allocated. Outputs must not overlap inputs or each other.
- * Calls on one instance from several threads wait for each other; use an instance each to overlap. */
+ * Calls on one instance from several threads wait for each other; use an instance each to overlap.
+ * Returns 0. */
 int {name}_run(struct {name} *m, const void *const inputs[], void *const outputs[]);
 
 /* Stop the threads and free everything. NULL is allowed. */
@@ -159,6 +162,9 @@ def _main(
         shown = f"    /* {_describe(step)} */\n" if step.op else ""
         lines.append(f"{shown}    {call}({kernel}, {step.kernel.tasks}, {pointers});")
     steps = "\n".join(lines)
+    # Where every step runs on one thread, others would only be woken and waited for.
+    parallel = any(not step.serial for step in program.steps)
+    choice = (f"threads ? threads : {threads}" if threads else "threads") if parallel else "threads < 0 ? threads : 1"
     return f"""#include "{name}.h"
 
 #include "program.h"
@@ -191,7 +197,7 @@ void program_steps(struct program *m, int thread) {{
 }}
 
 EXPORT int {name}_create(struct {name} **m, int threads) {{
-    return program_create((struct program **)m, threads ? threads : {threads}, {arena_bytes}, {scratch_bytes});
+    return program_create((struct program **)m, {choice}, {arena_bytes}, {scratch_bytes});
 }}
 
 EXPORT int {name}_run(struct {name} *m, const void *const inputs[], void *const outputs[]) {{

@@ -24,7 +24,7 @@ import numpy as np
 
 from secateur.backends.artifact import STORED, Program, load, read_manifest
 from secateur.backends.cpu.emit import RUNTIME
-from secateur.backends.cpu.target import Target, cpu_features, find_target
+from secateur.backends.cpu.target import Target, cpu_features, default_threads, find_target
 from secateur.backends.cpu.toolchain import build, find_compiler
 from secateur.ir.diagnostics import CompileError
 
@@ -86,7 +86,7 @@ def profile(
     """
     report = progress or (lambda what, share: None)
     plain = load(folder, threads)
-    count = threads or plain.manifest["threads"]
+    count = threads or plain.manifest["threads"] or default_threads()
     target = find_target(plain.manifest["target"])
     report("measure the machine", None)
     limits = machine_limits(target, count)

@@ -16,7 +16,7 @@ from pathlib import Path
 from secateur.backends.cpu.target import Target
 from secateur.ir.diagnostics import CompileError
 
-# NaN and infinity keep their meaning: nothing of -ffast-math but fused multiply-add.
+# NaN and infinity keep their meaning: nothing of -ffast-math but fused multiply-add. Integers wrap.
 FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -25,6 +25,7 @@ FLAGS = (
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fwrapv",
     "-Wno-psabi",
     "-g0",  # debugging information would name the folder it was built in
 )

@@ -28,8 +28,11 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
     """The options of compiling, the same for every command."""
     add_pass_options(parser)
     parser.add_argument("--target", default="native", help="a processor (see `secateur targets`; default: %(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="fix the number of threads now, not at load time")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="fixed now; without it, one a processor at each load"
+    )
     parser.add_argument("--cc", help="a C compiler to use instead of the bundled clang")
+    parser.add_argument("--name", default="model", help="of library, header and C symbols (%(default)s)")
 
 
 def positive(text: str) -> int:
@@ -65,7 +68,13 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_compile_options` gathered, as arguments of the compiler."""
-    return {"target": args.target, "pipeline": chosen_passes(args), "threads": args.threads, "cc": args.cc}
+    return {
+        "target": args.target,
+        "pipeline": chosen_passes(args),
+        "threads": args.threads,
+        "cc": args.cc,
+        "name": args.name,
+    }
 
 
 def compile_model(name: str, args: argparse.Namespace, ui: Ui) -> Program:

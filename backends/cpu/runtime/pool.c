@@ -5,6 +5,9 @@
  * The last thread to arrive opens the barrier; the others spin, and yield when it takes long, so
  * that a machine with more threads than cores still gets on.
  */
+#ifdef __linux__
+#define _GNU_SOURCE /* for sched_getaffinity */
+#endif
 #include "program.h"
 
 #include <sched.h>
@@ -129,8 +132,19 @@ void program_destroy(struct program *m) {
     free(m);
 }
 
+/* The processors this process may use. */
+static int processors(void) {
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
+#endif
+    return count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : (int)count;
+}
+
 int program_create(struct program **out, int threads, size_t arena_bytes, size_t scratch_bytes) {
     *out = NULL;
+    if (threads == 0) threads = processors();
     if (threads < 1 || threads > MAX_THREADS) return -1;
     struct program *m;
     if (posix_memalign((void **)&m, 64, sizeof *m)) return -2;
