@@ -15,6 +15,7 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
+import typing
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,7 @@ from secateur.ir.rules import load_rules
 
 NOT_PASSES = {"base", "manager", "pipelines"}
 GROUP = "secateur.passes"
+KINDS = (bool, int, float, str, tuple)  # of options
 _loaded: dict[str, type[Pass]] = {}  # what `load_pass` has brought in
 
 
@@ -165,6 +167,12 @@ def pass_of(module: ModuleType) -> type[Pass]:
     if "__dataclass_fields__" not in vars(item):
         raise CompileError(f"{item.__name__} is not a dataclass", span=place, hint="put @dataclass(frozen=True) on it")
     for field in dataclasses.fields(item):
+        if field.default_factory is not dataclasses.MISSING:
+            raise CompileError(
+                f"{item.__name__}: option {field.name!r} has a default_factory, and must have a plain default",
+                span=place,
+                hint="a tuple can stand for a list",
+            )
         if field.default is dataclasses.MISSING:
             raise CompileError(f"{item.__name__}: option {field.name!r} has no default", span=place)
     if "run" not in vars(item):
@@ -190,7 +198,7 @@ def make_pass(text: str) -> Pass:
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in fields:
             raise CompileError(f"pass {name!r} has no option {key!r}", hint=nearest(key, fields))
-        options[key] = _convert(name, key, value if equals else "true", fields[key].default)
+        options[key] = _convert(known[name], name, key, value if equals else "true")
     return known[name](**options)
 
 
@@ -198,14 +206,33 @@ def _option_text(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _convert(name: str, key: str, text: str, default: Any) -> Any:
-    """An option's text as the type of its default."""
+def _convert(cls: type[Pass], name: str, key: str, text: str) -> Any:
+    """An option's text as the type of its default; an empty tuple's elements are strings."""
+    default: Any = next(field.default for field in dataclasses.fields(cls) if field.name == key)
+    kind = _kind_behind_none(cls, key) if default is None else type(default)
+    if default is None and text.lower() == "none":
+        return None
+    if kind not in KINDS:
+        raise CompileError(
+            f"pass {name!r}: option {key!r} cannot be given as text",
+            hint="an option's type is bool, int, float, str or tuple, or one of them or None: int | None",
+        )
     try:
-        if isinstance(default, bool):
+        if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(default, tuple):
-            return tuple(filter(None, text.split("+")))
-        return type(default)(text)
+        if kind is tuple:
+            element = type(default[0]) if default else str
+            return tuple(element(item) for item in text.split("+") if item)
+        return kind(text)
     except (KeyError, ValueError):
-        kind = type(default).__name__
-        raise CompileError(f"pass {name!r}: option {key!r} must be {kind}, got {text!r}") from None
+        raise CompileError(f"pass {name!r}: option {key!r} must be {kind.__name__}, got {text!r}") from None
+
+
+def _kind_behind_none(cls: type[Pass], key: str) -> Any:
+    """`int` of an option written `int | None = None`; None where the annotation is anything else."""
+    try:
+        hint = typing.get_type_hints(cls)[key]
+    except NameError:  # it is written with a name that exists for type checkers only
+        return None
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return typing.get_origin(kinds[0]) or kinds[0] if len(kinds) == 1 else None

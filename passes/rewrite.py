@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.ir.rules import load_rules
@@ -29,6 +30,11 @@ class Rewrite(Pass):
     tolerance: ClassVar[float] = 1e-5
 
     def run(self, graph: Graph) -> RewriteStats:
+        if not self.rules:
+            raise CompileError(
+                "pass 'rewrite' has no rules to apply",
+                hint=f"rewrite{{rules=my.rules}}, or a built-in topic: {', '.join(topics())}",
+            )
         known = topics()
         return apply_rules(
             graph, [r for name in self.rules for r in (topic(name) if name in known else load_rules(name))]

@@ -154,7 +154,8 @@ def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def check_passes(case: Case) -> Failure | None:
     """Interpret the graph as the default pipeline, that and the CPU's, and a few passes in any order leave it."""
-    order = np.random.default_rng(case.seed).choice(sorted(all_passes()), 5).tolist()
+    names = sorted(all_passes().keys() - {"rewrite"})  # which needs to be given rules
+    order = np.random.default_rng(case.seed).choice(names, 5).tolist()
     for passes in (resolve("default"), [*resolve("default"), *resolve(PIPELINE)], resolve(order)):
         stage = " ".join(map(str, passes))
         try:

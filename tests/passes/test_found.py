@@ -55,6 +55,23 @@ def test_a_file_is_a_pass_with_options(tmp_path: Path, capsys: pytest.CaptureFix
     assert str(base.make_pass("rename{times=3}")) == "rename{times=3}"
 
 
+def test_options_may_be_absent(tmp_path: Path) -> None:
+    file = tmp_path / "rename.py"
+    options = "limit: int | None = None\n    names: tuple[str, ...] | None = None\n    sizes: tuple[int, ...] = (1,)"
+    file.write_text(PASS.replace("times: int = 1", options + "\n    table: dict | None = None\n    odd: object = 1j"))
+    base.load_pass(file)
+    made = vars(base.make_pass("rename{limit=3,names=a+b,sizes=2+3}"))
+    assert made == {"hint": "v", "limit": 3, "names": ("a", "b"), "sizes": (2, 3), "table": None, "odd": 1j}
+    assert base.make_pass("rename{limit=none}") == base.make_pass("rename")
+    for text, message in [
+        ("limit=x", "option 'limit' must be int, got 'x'"),
+        ("table=1", "option 'table' cannot be given as text"),
+        ("odd=1", "option 'odd' cannot be given as text"),
+    ]:
+        with pytest.raises(CompileError, match=message):
+            base.make_pass(f"rename{{{text}}}")
+
+
 def test_a_file_that_has_changed_is_loaded_again(tmp_path: Path) -> None:
     file = tmp_path / "rename.py"
     for hint in ("a", "b"):
@@ -95,6 +112,11 @@ WRONG = [
     ("rename.py", PASS + PASS.replace("Rename", "Other"), "this one: Rename, Other"),
     ("rename.py", PASS.replace("@dataclass(frozen=True)", ""), "put @dataclass(frozen=True) on it"),
     ("rename.py", PASS.replace(' = "v"', ""), "option 'hint' has no default"),
+    (
+        "rename.py",
+        PASS.replace(' = "v"', " = field(default_factory=list)").replace("import dataclass", "import dataclass, field"),
+        "'hint' has a default_factory, and must have a plain default",
+    ),
     ("rename.py", PASS.replace("def run", "def go"), "has no method run(self, graph)"),
     ("rename.py", "x = 1\ny = )\n", "rename.py:2: cannot load"),
     ("rename.py", "x = 1\ny = x.nowhere\n", "rename.py:2: cannot load"),

@@ -61,6 +61,7 @@ FAILURES = [
     (["opt", "m.ir", "-p", "fold{limit=many}"], "must be int"),
     (["opt", "m.ir", "--pipeline", "defualt"], "did you mean 'default'?"),
     (["opt", "m.ir", "--stop-after", "nowhere"], "no pass 'nowhere'"),
+    (["opt", "m.ir", "-p", "rewrite"], "rewrite{rules=my.rules}"),
     (["opt", "n.ir"], "did you mean 'm.ir'?"),
     (["opt", "m.ir", "-o", "/proc/nowhere/x.ir"], "cannot write"),
     (["ops", "rleu"], "did you mean 'relu'?"),
