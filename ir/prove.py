@@ -66,6 +66,10 @@ class Finding:
     message: str
     span: Span | None = None
 
+    @property
+    def loops(self) -> bool:
+        return self.message.startswith("loops ")
+
     def __str__(self) -> str:
         return f"{f'{self.span}: ' if self.span else ''}rule {self.rule!r} {self.message}"
 

@@ -67,8 +67,12 @@ def load_rules(path: str | Path, functions: Functions | None = None) -> list[Rul
     """The rules of a file. Raises `CompileError` with line, column and caret where it is not well formed."""
     try:
         text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompileError(f"cannot read {path}: {error}") from None
+    except FileNotFoundError:
+        raise CompileError(f"there is no file {path}") from None
+    except UnicodeDecodeError:
+        raise CompileError(f"cannot read {path}: it is not text") from None
+    except OSError as error:
+        raise CompileError(f"cannot read {path}: {error.strerror or error}") from None
     return parse_rules(text, str(path), functions)
 
 

@@ -153,7 +153,7 @@ def test_errors_say_where_and_what(text: str, message: str, more: str) -> None:
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(CompileError, match=r"cannot read nowhere\.rules"):
+    with pytest.raises(CompileError, match=r"there is no file nowhere\.rules"):
         load_rules("nowhere.rules")
 
 

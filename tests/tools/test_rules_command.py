@@ -31,7 +31,7 @@ def test_a_wrong_rule_is_shown_with_its_counterexample(capsys: pytest.CaptureFix
     assert main(["test-rules", "bad.rules"]) == 1
     shown = capsys.readouterr()
     assert "bad.rules:5:6: rule 'lost' is wrong: " in shown.err and "graph @instance() -> (" in shown.err
-    assert "error: 1 of 2 rules are wrong" in shown.err and "--seed" in shown.err
+    assert "error: 1 of 2 rules have faults: 1 wrong" in shown.err and "--seed" in shown.err
 
 
 PYTHON = '''
@@ -97,3 +97,36 @@ def test_explain_a_rule_without_a_place_in_the_model(capsys: pytest.CaptureFixtu
     assert "did you mean 'unrooted'?" in capsys.readouterr().err
     assert main([*command, "something_else"]) == 1
     assert "there is no rule 'something_else'" in capsys.readouterr().err
+
+
+def test_a_rule_that_loops_is_not_ok(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("loop.rules").write_text(GOOD + "\n// x + y == y + x\nrule swap: add(x, y) => add(y, x)\n")
+    assert main(["test-rules", "loop.rules"]) == 1
+    shown = capsys.readouterr()
+    (row,) = [line for line in shown.out.splitlines() if "swap" in line]
+    assert "loops" in row and " ok " not in row
+    assert "error: 1 of 2 rules have faults: 0 wrong, 1 found by the linter" in shown.err
+    assert main(["test-rules", "loop.rules", "--json"]) == 1
+    assert [item["ok"] for item in json.loads(capsys.readouterr().out)["rules"]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.rules", "error: there is no file none.rules"),
+        ("none.py", "error: there is no file none.py"),
+        ("m.ir", "error: m.ir is neither a .rules file nor a Python file with rules"),
+        ("empty.py", "error: empty.py holds no rules"),
+    ],
+)
+def test_a_file_without_rules(name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("m.ir").write_text(GRAPH)
+    Path("empty.py").write_text("")
+    assert main(["test-rules", name]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_of_rules_for_the_rewrite_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("m.ir").write_text(GRAPH)
+    assert main(["opt", "m.ir", "-p", "rewrite{rules=none.rules}"]) == 1
+    assert "there is no file none.rules" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.ir.diagnostics import CompileError
-from secateur.ir.prove import Proof, lint, prove
+from secateur.ir.prove import Finding, Proof, lint, prove
 from secateur.ir.rewrite import Rule
 from secateur.ir.rules import load_rules
 from secateur.passes.rules import topic, topics
@@ -46,19 +46,24 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     wrong = [proof for proof in proofs if not proof.ok]
     for text in [*map(str, findings), *map(_shown, wrong)]:
         ui.note(text)
-    shown = [] if args.lint_only else [_table(proofs, seed)]
-    ui.report(_report(proofs, [str(finding) for finding in findings], seed), *shown)
+    shown = [] if args.lint_only else [_table(proofs, findings, seed)]
+    ui.report(_report(proofs, findings, seed), *shown)
     if findings or wrong:
+        faulty = {(proof.rule.name, proof.rule.span) for proof in wrong} | {(item.rule, item.span) for item in findings}
         raise CompileError(
-            f"{len(wrong)} of {len(rules)} rules are wrong, {len(findings)} findings of the linter",
+            f"{len(faulty)} of {len(rules)} rules have faults: {len(wrong)} wrong, {len(findings)} found by the linter",
             hint=f"--seed {seed} repeats this run",
         )
 
 
 def _rules(path: str) -> list[Rule]:
     """The rules of a file. Raises `CompileError` where it cannot be read, or its code fails."""
-    if not path.endswith(".py"):
+    if not Path(path).exists():
+        raise CompileError(f"there is no file {path}")
+    if path.endswith(".rules"):
         return load_rules(path)
+    if not path.endswith(".py"):
+        raise CompileError(f"{path} is neither a .rules file nor a Python file with rules")
     try:
         names = runpy.run_path(path, run_name=Path(path).stem)
     except Exception as error:  # somebody else's code: anything may happen
@@ -73,15 +78,25 @@ def _shown(proof: Proof) -> str:
     return f"{place}rule {proof.rule.name!r} is wrong: {proof.counterexample}\n"
 
 
-def _report(proofs: list[Proof], findings: list[str], seed: int) -> dict[str, Any]:
+def _state(proof: Proof, findings: list[Finding]) -> str:
+    """One word on a rule: a rule that is right on every instance may still rewrite for ever."""
+    if not proof.ok:
+        return "wrong"
+    rule = proof.rule
+    return (
+        "loops" if any(item.loops and (item.rule, item.span) == (rule.name, rule.span) for item in findings) else "ok"
+    )
+
+
+def _report(proofs: list[Proof], findings: list[Finding], seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
-        "lint": findings,
+        "lint": [str(finding) for finding in findings],
         "rules": [
             {
                 "rule": proof.rule.name,
                 "instances": proof.instances,
-                "ok": proof.ok,
+                "ok": _state(proof, findings) == "ok",
                 "tolerance": proof.rule.tolerance,
                 "counterexample": str(proof.counterexample) if proof.counterexample else None,
             }
@@ -90,9 +105,9 @@ def _report(proofs: list[Proof], findings: list[str], seed: int) -> dict[str, An
     }
 
 
-def _table(proofs: list[Proof], seed: int) -> Any:
+def _table(proofs: list[Proof], findings: list[Finding], seed: int) -> Any:
     rows = [
-        (p.rule.name, "ok" if p.ok else "wrong", p.instances, p.rule.tolerance or "exact", p.rule.doc.split("\n")[0])
+        (p.rule.name, _state(p, findings), p.instances, p.rule.tolerance or "exact", p.rule.doc.split("\n")[0])
         for p in proofs
     ]
     return table("", ["rule", "", "instances>", "tolerance>", "algebra"], rows, f"seed {seed}")
