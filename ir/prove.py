@@ -28,6 +28,7 @@ TRIES = 3000  # draws made to find them
 SHRINK = 600  # draws made to find a small counterexample
 PATIENCE = 300  # instances that an earlier rule takes, after which it is thought to take them all
 MOST = 1 << 20  # elements of a constant that a counterexample shows
+UNIT = 1.0  # the size of most instances' numbers: their rounding remains where all of a result cancels
 BRINK = 0.2  # of the largest number: above it, an infinity and a number may differ only by the order of products
 ROUNDS = 60  # rewrites after which an instance of a few operations is thought to go on for ever
 
@@ -182,8 +183,11 @@ def difference(want: np.ndarray, got: np.ndarray, tolerance: float, scale: float
     """How two results differ, or None where they agree.
 
     Args:
-        tolerance: relative, in f32; it grows with the rounding of narrower types. 0 asks for every bit.
-        scale: the largest number on the way: what cancels may err by its rounding.
+        tolerance: relative in f32, see below; it grows with the rounding of narrower types. 0 asks for every bit.
+        scale: the largest number on the way, which no error is measured against more than.
+
+    The error of an element is measured against the largest number of the result, or `UNIT` where that is
+    larger: sums that cancel leave the rounding of what went into them, which is of this order.
     """
     a, b = (np.asarray(array) for array in (want, got))
     if (a.shape, a.dtype) != (b.shape, b.dtype):
@@ -195,7 +199,7 @@ def difference(want: np.ndarray, got: np.ndarray, tolerance: float, scale: float
         a, b = a.astype(np.float64), b.astype(np.float64)
         limits = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
         relative = tolerance * max(float(limits.eps) / 2.0**-23, 1.0)
-        size = min(scale, 30 * max(1.0, _largest(a)))
+        size = min(scale, max(UNIT, _largest(a)))
         finite = np.isfinite(a)
         bad = np.where(finite, False, (a != b) & ~(np.isnan(a) & np.isnan(b)))
         with np.errstate(invalid="ignore"):

@@ -64,7 +64,8 @@ class Rule:
     """`pattern => rewrite(match, builder)`; the docstring of `rewrite` states the algebra.
 
     Attributes:
-        tolerance: the largest relative error in f32; 0 says that every bit is kept, but for the sign
+        tolerance: the largest error in f32, relative to the largest number of the result or to 1 (see
+            `prove.difference`); 0 says that every bit is kept, but for the sign
             of a zero.
         finite: holds where no element is NaN or infinite, on the way included.
         defined: holds where the result is not NaN.

@@ -57,6 +57,20 @@ def test_only_the_brink_of_overflow_excuses_an_infinity(want: float, got: float,
     assert (difference(*arrays, 1e-5, 3e38) is None) == agree
 
 
+@pytest.mark.parametrize(
+    ("want", "got", "scale", "agree"),
+    [
+        ([1000, 1], [1000, 1.009], 1e6, True),  # relative to the largest number of the result
+        ([1000, 1], [1000, 1.011], 1e6, False),
+        ([0], [0.9e-5], 1e6, True),  # or to 1
+        ([0], [1.1e-5], 1e6, False),
+        ([1e-3], [1.1e-3], 1e-3, False),  # but not to more than what was on the way
+    ],
+)
+def test_what_a_tolerance_is_relative_to(want: list[float], got: list[float], scale: float, agree: bool) -> None:
+    assert (difference(np.float32(want), np.float32(got), 1e-5, scale) is None) == agree
+
+
 def messages(text: str) -> list[str]:
     return [str(finding) for finding in lint(parse_rules(text))]
 
