@@ -75,6 +75,9 @@ def _not_a_model(model: Any) -> CompileError:
 
 def _from_file(path: Path) -> Graph:
     if not path.exists():
+        if path.name.startswith("zoo:"):
+            how = f"from secateur.tools.zoo import build; secateur.compile(*build({path.name[4:]!r}))"
+            raise CompileError(f"{path} is a name for the command line, not a file", hint=f"in Python: {how}")
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CompileError(f"there is no file {path}", hint=nearest(path.name, siblings))
     if path.is_dir():

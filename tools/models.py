@@ -24,6 +24,8 @@ MODEL_HELP = (
     "a Python function that returns (model, example_inputs), or - for IR text on standard input"
 )
 
+INPUTS_HELP = "tensors by the names of the model's inputs, or in order where none of the file's names is one"
+
 Specs = Sequence[tuple[str, TensorType]]
 
 
@@ -44,7 +46,7 @@ def open_graph(name: str, ui: Ui) -> Graph:
 
 def is_python(name: str) -> bool:
     """Whether a model's name means Python code: `zoo:NAME` or `module:function`."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:\w[\w.-]*", name) is not None
+    return name == "zoo:" or re.fullmatch(r"[A-Za-z_][\w.]*:\w[\w.-]*", name) is not None
 
 
 def build_python(name: str) -> tuple[Any, tuple[Any, ...]]:
@@ -75,15 +77,36 @@ def input_specs(graph: Graph) -> list[tuple[str, TensorType]]:
     return [(value.hint or f"input{index}", value.type) for index, value in enumerate(graph.inputs)]
 
 
+def manifest_specs(manifest: Mapping[str, Any]) -> list[tuple[str, TensorType]]:
+    """Name and type of each input of a compiled artefact."""
+    return [
+        (name, TensorType(DType(item["dtype"]), tuple(item["shape"])))
+        for name, item in named(manifest["inputs"], "input")
+    ]
+
+
+def named(items: Sequence[dict[str, Any]], kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Inputs or outputs of a manifest with a name for each: their own where it is unique, else `input0`, ..."""
+    names = [item["name"] for item in items]
+    return [
+        (name if name and names.count(name) == 1 else f"{kind}{index}", item)
+        for index, (name, item) in enumerate(zip(names, items))
+    ]
+
+
 def random_inputs(specs: Specs, seed: int) -> list[np.ndarray]:
-    """Random tensors: floats are normal, integers 0 or 1 (valid in any index or token table), masks all true."""
+    """Random tensors: floats are normal, integers 0 or 1 (valid in any index or token table), booleans either.
+
+    Integers and booleans whose name has `mask` in it are all ones: a row of an attention mask that
+    lets nothing through makes NaN of a result, which hides everything behind it.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for name, type in specs:
-        if "mask" in name:
-            made.append(np.ones(type.shape, type.dtype.numpy))
-        elif type.dtype.is_float:
+        if type.dtype.is_float:
             made.append(rng.standard_normal(type.shape).astype(type.dtype.numpy))
+        elif "mask" in name:
+            made.append(np.ones(type.shape, type.dtype.numpy))
         elif type.dtype is DType.BOOL:
             made.append(np.asarray(rng.random(type.shape) < 0.5))
         else:
@@ -92,18 +115,21 @@ def random_inputs(specs: Specs, seed: int) -> list[np.ndarray]:
 
 
 def read_inputs(path: str, specs: Specs) -> list[np.ndarray]:
-    """Input tensors from a .npz file, by name, or in the file's order where its names are not the model's.
+    """Input tensors from a .npz file: by name, or in the file's order where none of its names is an input's.
 
     Raises:
-        CompileError: not a .npz file, or one that lacks an input.
+        CompileError: not a .npz file, one that lacks an input, or holds something else besides.
     """
+    if not Path(path).is_file():
+        raise CompileError(f"there is no file {path}", hint="numpy.savez writes one")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
-        raise CompileError(f"cannot read {path} as a .npz file: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CompileError(f"cannot read {path} as a .npz file: {reason}") from None
     names = [name for name, _ in specs]
-    if all(key.startswith("arr_") for key in arrays) and len(arrays) == len(names):
+    if not arrays.keys() & set(names) and len(arrays) == len(names):
         return list(arrays.values())
     for name, type in specs:
         if name not in arrays:

@@ -252,6 +252,12 @@ def entry(name: str, *, small: bool = False) -> Entry:
 
 
 def build(name: str) -> Built:
-    """`entry(name).build()`; `resnet18-small` is the small variant."""
+    """`entry(name).build()`; `resnet18-small` is the small variant. Raises `CompileError` on any other name."""
+    names = [*FULL, *(f"{known}-small" for known in SMALL)]
+    if name not in names:
+        listed = f"there are {', '.join(FULL)}, and each as NAME-small"
+        near = nearest(name, names)
+        message = f"no model {name!r} in the zoo" if name else "zoo: needs a model's name"
+        raise CompileError(message, hint=f"{near} {listed}".strip())
     plain = name.removesuffix("-small")
     return entry(plain, small=plain != name).build()

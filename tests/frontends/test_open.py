@@ -173,3 +173,9 @@ def test_example_inputs_that_do_not_fit(wrong: object) -> None:
     for model in (torch.nn.Linear(4, 3), torch.fx.symbolic_trace(torch.nn.Linear(4, 3))):
         with pytest.raises(CompileError):
             import_model(model, inputs)
+
+
+def test_a_name_for_the_command_line_says_what_python_code_does() -> None:
+    with pytest.raises(CompileError, match=r"zoo:minilm is a name for the command line") as caught:
+        import_model("zoo:minilm")
+    assert caught.value.hint == "in Python: from secateur.tools.zoo import build; secateur.compile(*build('minilm'))"

@@ -69,12 +69,15 @@ FAILURES = [
     (["view", "m.ir", "-o", "m.gif"], "must end in a kind of picture"),
     (["bench", "m.ir", "--against", "onxruntime"], "did you mean 'onnxruntime'?"),
     (["compile", "zoo:resnet5", "-o", "out"], "did you mean 'resnet50'?"),
+    (["compile", "zoo:minilm-smal", "-o", "out"], "did you mean 'minilm-small'? there are resnet18, "),
+    (["compile", "zoo:", "-o", "out"], "zoo: needs a model's name\nhint: there are resnet18, "),
     (["compile", "nowhere.at_all:f", "-o", "out"], "'nowhere'"),
     (["compile", "m.ir", "-o", "out", "--target", "x86-64-v5"], "did you mean"),
     (["compile", "m.ir", "-o", "/proc/nowhere/out"], "cannot write /proc/nowhere/out"),
     (["compile", "m.ir", "-o", "m.ir"], "is not a compiled artefact"),
     (["compile", "m.ir", "-o", "out", "--cc", "no-such-compiler"], "no-such-compiler"),
     (["run", "m.ir", "--interpret", "--inputs", "m.ir"], "cannot read m.ir as a .npz file"),
+    (["run", "m.ir", "--interpret", "--inputs", "x.npz"], "there is no file x.npz"),
     (["run", ".", "--random", "0"], "is not an artefact"),
 ]
 
@@ -181,12 +184,25 @@ def test_run_takes_tensors_by_name_or_in_order(capsys: pytest.CaptureFixture[str
         np.savez(name, **tensors)
         done = as_json(capsys, "run", "m.ir", "--interpret", "--inputs", name)
         assert done["outputs"][0]["max"] == 0
-    np.savez("c.npz", y=x)
+    np.savez("c.npz", other=x)
+    assert call("run", "m.ir", "--interpret", "--inputs", "c.npz") == 0
+    capsys.readouterr()
+    np.savez("c.npz", y=x, z=x)
     assert call("run", "m.ir", "--interpret", "--inputs", "c.npz") == 1
     assert "has no tensor 'x' (f32[2,3])" in capsys.readouterr().err
     np.savez("d.npz", x=x[:1])
     assert call("run", "m.ir", "--interpret", "--inputs", "d.npz") == 1
     assert "input 0 (x) must be f32[2,3], got f32[1,3]" in capsys.readouterr().err
+
+
+def test_random_masks_are_ones_unless_they_are_floats() -> None:
+    from secateur.ir.types import TensorType
+    from secateur.tools.models import random_inputs
+
+    types = [TensorType.parse(text) for text in ("i64[40]", "bool[40]", "f32[40]", "i64[40]")]
+    names = ["attention_mask", "mask", "mask", "ids"]
+    ones = [bool(np.all(array == 1)) for array in random_inputs(list(zip(names, types)), 0)]
+    assert ones == [True, True, False, False]
 
 
 def test_listings(capsys: pytest.CaptureFixture[str]) -> None:

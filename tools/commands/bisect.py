@@ -17,7 +17,7 @@ from secateur.tools.cases import read_inputs as case_inputs
 from secateur.tools.commands.compile import add_compile_options, settings
 from secateur.tools.commands.opt import chosen_passes
 from secateur.tools.console import Ui, table
-from secateur.tools.models import MODEL_HELP, input_specs, open_graph, random_inputs, read_inputs
+from secateur.tools.models import INPUTS_HELP, MODEL_HELP, input_specs, open_graph, random_inputs, read_inputs
 
 HELP = "find the pass, the rewrite and the operation that make a model's results wrong"
 EXAMPLE = (
@@ -28,7 +28,7 @@ EXAMPLE = (
 def add_search_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what to run, on what, and what counts as wrong."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--inputs", metavar="FILE.npz", help="tensors by the names of the model's inputs, or in order")
+    group.add_argument("--inputs", metavar="FILE.npz", help=INPUTS_HELP)
     group.add_argument("--random", type=int, metavar="SEED", help="random tensors; integers are 0 or 1, masks all ones")
     parser.add_argument(
         "--tolerance", type=float, default=1e-3, metavar="T", help="largest relative error allowed (%(default)s)"

@@ -12,10 +12,10 @@ import numpy as np
 from secateur.backends.artifact import STORED, read_manifest
 from secateur.backends.cpu.kernel import draw
 from secateur.backends.cpu.profile import Profile, Row, profile
-from secateur.ir.diagnostics import CompileError
-from secateur.ir.types import DType, TensorType
+from secateur.ir.types import DType
 from secateur.tools.commands.compile import positive
 from secateur.tools.console import Ui, duration, size, table
+from secateur.tools.models import INPUTS_HELP, manifest_specs, read_inputs
 from secateur.tools.roofline import roofline
 
 HELP = "time every step of an artefact and show its share of what the machine can do"
@@ -24,7 +24,7 @@ EXAMPLE = "secateur profile build/model -o profile.json --picture roofline.svg"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artefact", help="a folder that `secateur compile` wrote")
-    parser.add_argument("--inputs", metavar="NPZ", help="arrays in the order of the inputs; by default random ones")
+    parser.add_argument("--inputs", metavar="FILE.npz", help=f"{INPUTS_HELP}; by default random ones")
     parser.add_argument("--seed", type=int, default=0, help="of random inputs (%(default)s)")
     parser.add_argument("--threads", type=positive, help="instead of the number chosen at compile time")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long to measure (%(default)s)")
@@ -48,16 +48,11 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
 
 
 def _inputs(folder: Path, args: argparse.Namespace) -> list[np.ndarray]:
-    wanted = read_manifest(folder)["inputs"]
+    specs = manifest_specs(read_manifest(folder))
     if args.inputs:
-        try:
-            with np.load(args.inputs, allow_pickle=False) as file:
-                return [file[key] for key in file.files]
-        except (OSError, ValueError) as error:
-            raise CompileError(f"cannot read {args.inputs}: {error}") from None
+        return read_inputs(args.inputs, specs)
     rng = np.random.default_rng(args.seed)
-    types = [TensorType(DType(spec["dtype"]), tuple(spec["shape"])) for spec in wanted]
-    return [draw(t, rng).view(STORED[t.dtype.value]) if t.dtype is DType.BF16 else draw(t, rng) for t in types]
+    return [draw(t, rng).view(STORED[t.dtype.value]) if t.dtype is DType.BF16 else draw(t, rng) for _, t in specs]
 
 
 def profile_table(result: Profile, most: int) -> Any:

@@ -15,9 +15,12 @@ from secateur.ir.types import TensorType
 from secateur.tools.commands.compile import add_compile_options, compile_model
 from secateur.tools.console import Ui, duration, table
 from secateur.tools.models import (
+    INPUTS_HELP,
     MODEL_HELP,
     Specs,
     input_specs,
+    manifest_specs,
+    named,
     open_graph,
     random_inputs,
     read_inputs,
@@ -34,7 +37,7 @@ Runner = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=f"a compiled artefact's folder, or {MODEL_HELP}")
     group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--inputs", metavar="FILE.npz", help="tensors by the names of the model's inputs, or in order")
+    group.add_argument("--inputs", metavar="FILE.npz", help=INPUTS_HELP)
     group.add_argument("--random", type=int, metavar="SEED", help="random tensors; integers are 0 or 1, masks all ones")
     parser.add_argument("-o", "--output", metavar="FILE.npz", help="write the results here")
     parser.add_argument(
@@ -73,26 +76,10 @@ def _prepare(args: argparse.Namespace, ui: Ui) -> tuple[Runner, Specs, list[str]
         return lambda tensors: secateur.interpret(graph, *tensors), input_specs(graph), []
     program = secateur.load(path) if path.is_dir() else compile_model(args.model, args, ui)
     manifest = program.manifest
-    specs = [
-        (name, TensorType.parse(f"{item['dtype']}[{_dims(item)}]")) for name, item in named(manifest["inputs"], "input")
-    ]
     names = [name for name, _ in named(manifest["outputs"], "output")]
 
     def runner(tensors: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         results = program(*tensors)
         return results if isinstance(results, tuple) else (results,)
 
-    return runner, specs, names
-
-
-def named(items: Sequence[dict[str, Any]], kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """Inputs or outputs of a manifest with a name for each: their own where it is unique, else `input0`, ..."""
-    names = [item["name"] for item in items]
-    return [
-        (name if name and names.count(name) == 1 else f"{kind}{index}", item)
-        for index, (name, item) in enumerate(zip(names, items))
-    ]
-
-
-def _dims(item: dict[str, Any]) -> str:
-    return ",".join(map(str, item["shape"]))
+    return runner, manifest_specs(manifest), names
