@@ -6,10 +6,12 @@ import importlib.util
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secateur.ir.draw import Draw
-from secateur.ir.rewrite import Rule
+from secateur.ir.rewrite import Rule, apply_rules
+from secateur.ir.text import parse
 from secateur.passes.manager import PassManager, resolve
 from secateur.passes.rules import topic, topics
 
@@ -44,3 +46,20 @@ def test_every_rule_fires_in_some_case() -> None:
             if record.rules:
                 fired += record.rules.fired
     assert sorted(set(all_rules()) - set(fired)) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "window"),
+    [
+        (0.0, "conv(%0, %w) {stride = [1], padding = [0, 0], dilation = [1], groups = 1, channels_last = false}"),
+        (-np.inf, "max_pool(%0) {kernel = [2], stride = [1], padding = [0, 0], dilation = [1], channels_last = false}"),
+    ],
+)
+def test_padding_of_an_empty_dimension_stays_where_it_is(value: float, window: str) -> None:
+    sides = f'low = [0, 0, 1], high = [0, 0, 1], interior = [0, 0, 0], mode = "constant", value = {value}'
+    graph = parse(f"""graph @m(%x: f32[1,2,0], %w: f32[2,2,2]) -> (f32[1,2,1]) {{
+      %0 = pad(%x) {{{sides}}} : f32[1,2,2]
+      %1 = {window} : f32[1,2,1]
+      return %1
+    }}""")
+    assert not apply_rules(graph, topic("linear")).fired
