@@ -120,12 +120,14 @@ def read_inputs(path: str, specs: Specs) -> list[np.ndarray]:
     Raises:
         CompileError: not a .npz file, one that lacks an input, or holds something else besides.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise CompileError(f"there is no file {path}", hint="numpy.savez writes one")
+    if not zipfile.is_zipfile(path):
+        raise CompileError(f"cannot read {path} as a .npz file: it is no archive", hint="numpy.savez writes one")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CompileError(f"cannot read {path} as a .npz file: {reason}") from None
     names = [name for name, _ in specs]

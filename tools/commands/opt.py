@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="OUT.ir", help="write here (large constants beside it as .safetensors)"
     )
     parser.add_argument("--print-after", action="store_true", help="print the graph after every pass to standard error")
-    parser.add_argument("--dump", metavar="DIR", help="write the graph after every pass into a folder")
+    parser.add_argument("--dump", metavar="DIR", help="write the graph after every pass here, for `opt` to read")
     parser.add_argument("--stop-after", default="", metavar="PASS", help="stop after this pass")
     parser.add_argument("--explain", metavar="RULE", help="say where a rule nearly fired, and why it did not")
     parser.add_argument("--time-passes", action="store_true", help="show the time of each pass and rule, and counts")
