@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -9,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from secateur.ir.diagnostics import CompileError, nearest
 from secateur.ir.graph import Graph
 from secateur.ir.rewrite import RewriteStats
-from secateur.ir.text import print_graph, write_ir
+from secateur.ir.text import print_graph, weights, write_ir
 from secateur.ir.verify import verify
 from secateur.passes.base import Pass, make_pass
 
@@ -47,6 +50,7 @@ class PassManager:
     dump: Path | None = None
     snapshots: bool = False
     records: list[PassRecord] = field(default_factory=list)
+    _dumped: tuple[dict[str, np.ndarray], Path | None] = field(default=({}, None), repr=False)
 
     def run(self, graph: Graph) -> Graph:
         """Run the pipeline on `graph` in place and return it.
@@ -71,12 +75,24 @@ class PassManager:
         if self.print_after:
             self.print_after(item.name, print_graph(graph))
         if self.dump:
-            path = self.dump / f"{len(self.records):02}_{item.name}.ir"
-            try:
-                self.dump.mkdir(parents=True, exist_ok=True)
+            self._write(graph, self.dump / f"{len(self.records):02}_{item.name}.ir")
+
+    def _write(self, graph: Graph, path: Path) -> None:
+        """Dump a graph. Where no constant changed since the last dump, its weights are the same file, linked."""
+        current = weights(graph)
+        before, file = self._dumped
+        same = file and current.keys() == before.keys() and all(current[name] is before[name] for name in current)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            if same and file and current:
+                path.write_text(print_graph(graph, spans=True))
+                os.link(file, path.with_suffix(".safetensors"))
+            else:
                 write_ir(graph, path)
-            except OSError as error:
-                raise CompileError(f"cannot write {path}: {error.strerror or error}") from None
+                self._dumped = (current, path.with_suffix(".safetensors"))
+        except OSError as error:
+            raise CompileError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def run_pass(item: Pass, graph: Graph) -> tuple[RewriteStats | None, float]:
