@@ -23,6 +23,8 @@ from secateur.ir.pattern import Capture, Equals, Node, Number, Pattern, Typing
 from secateur.ir.types import DType, TensorType
 
 NUMBERS = (0.0, 1.0, -1.0, 0.5, 2.0, 3.0, -2.5, 6.0, 1e-5, 0.1, -np.inf)
+LARGE = 64.0  # makes of common numbers such as overflow when they are raised to a power, or e to them
+OFTEN = 0.1  # of the float tensors are made large
 
 
 class Small(Draw):
@@ -170,6 +172,8 @@ class Instance:
         else:
             if array is None or node.name in self.given:
                 array = self.draw.tensor(type.dtype, type.shape, *self.given.get(node.name, (None, None)))
+            if type.dtype.is_float and self.draw.specials and node.name not in self.given and self.draw.bool(OFTEN):
+                array = np.asarray(array.astype(np.float64) * LARGE).astype(type.dtype.numpy)
             constant = typing.kind == "const" or (position > 0 and self.draw.bool(self.constants))
             value = self.b.constant(array) if constant else self.input(array, node.name)
         if node.name != "_":

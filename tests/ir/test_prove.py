@@ -71,6 +71,13 @@ def test_what_a_tolerance_is_relative_to(want: list[float], got: list[float], sc
     assert (difference(np.float32(want), np.float32(got), 1e-5, scale) is None) == agree
 
 
+def test_instances_overflow_on_the_way_unasked(seed: int) -> None:
+    text = "// x == x\nrule a tolerance 1e-5: softplus(x) {beta = 1, threshold = 20} => log(add(exp(x), 1))"
+    (item,) = parse_rules(text)
+    found = prove(item, seed, enough=500).counterexample
+    assert found and "is inf, should be" in found.message, f"seed {seed}: {found}"
+
+
 def messages(text: str) -> list[str]:
     return [str(finding) for finding in lint(parse_rules(text))]
 
