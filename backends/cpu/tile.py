@@ -40,7 +40,7 @@ class Tiling:
 
     @property
     def heights(self) -> list[int]:
-        return sorted({self.base + 1} if self.extra else set()) + ([self.base] if self.extra < self.count else [])
+        return [self.base + 1, self.base] if self.extra else [self.base]
 
     def start(self, tile: str) -> str:
         """C for the first row of a tile."""
@@ -160,7 +160,7 @@ class Epilogue:
         """Too much code to be unrolled over a whole tile."""
         return sum(_weight(lookup(op.name).expr) for op in self.job.epilogue if op.name != "constant") > 8
 
-    def params(self, dtype: DType) -> str:
+    def params(self) -> str:
         """Parameters of a tile function besides its own."""
         return "".join(f", const {CTYPE[value.type.dtype]} *{name}" for value, name, _ in self.reads)
 
@@ -283,7 +283,7 @@ class TileCode:
         ctype, vector = CTYPE[dtype], f"v_{dtype}"
         into = self.result or dtype
         epilogue = self.epilogue
-        params = epilogue.params(dtype) if epilogue else ""
+        params = epilogue.params() if epilogue else ""
         lines = [f"INLINE void {name}(const {ctype} *a, const {ctype} *b, {CTYPE[into]} *o{params}) {{"]
         lines.append(f"{vector} c[{rows}][{vectors}];")
         lines += self._start(rows, columns, lanes)

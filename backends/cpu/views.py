@@ -6,7 +6,7 @@ buffer, and a kernel that cannot read a view gets a copy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -32,7 +32,6 @@ class Buffer:
     last: int = -1
     data: np.ndarray | None = None
     shares: Buffer | None = None
-    names: list[str] = field(default_factory=list)
 
     @property
     def root(self) -> Buffer:
