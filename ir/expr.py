@@ -6,7 +6,11 @@ vector C. The set of primitives is closed: a backend that knows PRIMITIVES knows
 op there is or will be.
 
 Floats narrower than 32 bits are widened to f32, computed, and rounded once at the end of each op.
-Integer arithmetic wraps; integer division by zero gives 0.
+Integer arithmetic wraps; integer division by zero gives 0. Constants take the type of the first
+operand, or of what they are combined with once a `cast` or `saturate` has changed it.
+
+The second argument of `cast` and `saturate` is an element type: its name, the attribute `dtype`, or
+an operand, whose element type is meant.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from secateur.ir.types import DType
 
 @dataclass(frozen=True, slots=True)
 class Expr:
-    """A tree: `op` is "var" or "attr" (`value` is its name), "const" (its number) or a primitive."""
+    """A tree: `op` is "var" or "attr" (`value` is its name), "const" (its number), "dtype" or a primitive."""
 
     op: str
     args: tuple[Expr, ...] = ()
@@ -58,6 +62,43 @@ def _truncated_quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _shift(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Shifts by a count outside 0..bits-1 are taken modulo the width, so that they are defined everywhere."""
     return lambda a, b: function(a, b & np.asarray(np.result_type(a).itemsize * 8 - 1, dtype=b.dtype))
+
+
+def mulshift(x: Any, multiplier: Any, shift: Any) -> np.ndarray:
+    """x * multiplier / 2^shift for i32, rounded half up, modulo 2^32: the one rounding of requantisation.
+
+    The product and the sum with 2^(shift-1) are exact in i64 for 1 <= shift <= 62; the shift is arithmetic.
+    This is the single-rounding form of gemmlowp's fixed-point multiplication (Jacob et al. 2018, section 2.2).
+    """
+    wide = np.asarray(x).astype(np.int64) * np.asarray(multiplier).astype(np.int64)
+    count = np.asarray(shift).astype(np.int64)
+    return ((wide + (np.int64(1) << (count - 1))) >> count).astype(np.int32)
+
+
+def saturate(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """To an integer type: integers are clipped to its limits, floats convert as `cast` does."""
+    if x.dtype.kind not in "iu":
+        return _cast(x, dtype)
+    limits = np.iinfo(dtype.numpy)
+    return np.clip(x.astype(np.int64), limits.min, limits.max).astype(dtype.numpy)
+
+
+INTERPOLATED = 129  # entries of a table for i16, one every 512 steps
+
+
+def lookup(x: np.ndarray, table: Any) -> np.ndarray:
+    """Function values by table, in i32.
+
+    8-bit x: 256 entries, that of the type's lowest value first. i16: `INTERPOLATED` entries; with u = x + 32768,
+    i = u >> 9 and f = u & 511 the result is t[i] + (((t[i+1] - t[i]) * f + 256) >> 9).
+    """
+    entries = np.asarray(table, dtype=np.int32)
+    place = x.astype(np.int32) - np.iinfo(x.dtype).min
+    if x.dtype.itemsize == 1:
+        return entries[place]
+    low, part = place >> 9, place & 511
+    with np.errstate(over="ignore"):
+        return entries[low] + (((entries[low + 1] - entries[low]) * part + 256) >> 9)
 
 
 # Comparisons and `isnan` give bool; everything else keeps the type of its (last) argument.
@@ -113,9 +154,14 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     "shr": _shift(np.right_shift),
     "select": np.where,
     "cast": lambda x, dtype: _cast(x, dtype),
+    "saturate": saturate,
+    "mulshift": mulshift,
+    "lookup": lookup,
 }
+TYPED = frozenset({"cast", "saturate"})  # their second argument is an element type
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "isnan"})
 
+_DTYPES = frozenset(dtype.value for dtype in DType)
 _OPERATORS = {
     ast.Add: "add",
     ast.Sub: "sub",
@@ -153,6 +199,8 @@ def parse(text: str, operands: tuple[str, ...], attrs: tuple[str, ...] = ()) -> 
                 return Expr("const", value=math.inf)
             case ast.Name(id=name) if name in operands:
                 return Expr("var", value=name)
+            case ast.Name(id=name) if name in _DTYPES:
+                return Expr("dtype", value=DType(name))
             case ast.Name(id=name) if name in attrs:
                 return Expr("attr", value=name)
             case ast.UnaryOp(op=operator, operand=operand) if type(operator) in _OPERATORS:
@@ -175,17 +223,31 @@ def evaluate(expr: Expr, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, A
     """
     wide = {name: _widen(array) for name, array in arrays.items()}
     numeric = [array.dtype for array in wide.values() if array.dtype != np.bool_]
-    working = numeric[0] if numeric else np.dtype(np.bool_)
+    first = numeric[0] if numeric else np.dtype(np.bool_)
+
+    def element_type(node: Expr) -> DType:
+        if node.op == "dtype":
+            return node.value
+        return DType.of(arrays[node.value].dtype) if node.op == "var" else attrs[node.value]
+
+    def number(node: Expr, dtype: np.dtype) -> np.ndarray:
+        return np.asarray(node.value if node.op == "const" else attrs[node.value]).astype(dtype)
 
     def run(node: Expr) -> Any:
         if node.op == "var":
             return wide[node.value]
-        if node.op == "const":
-            return np.asarray(node.value).astype(working)
-        if node.op == "attr":
-            value = attrs[node.value]
-            return value if isinstance(value, DType) else np.asarray(value, dtype=working)
-        return PRIMITIVES[node.op](*(run(arg) for arg in node.args))
+        if node.op in ("const", "attr"):
+            return number(node, first)
+        if node.op in TYPED:
+            return PRIMITIVES[node.op](run(node.args[0]), element_type(node.args[1]))
+        if node.op == "lookup":
+            return lookup(run(node.args[0]), attrs[node.args[1].value])
+        plain = [arg.op in ("const", "attr") for arg in node.args]
+        done = [None if known else run(arg) for arg, known in zip(node.args, plain)]
+        dtype = next((value.dtype for value in reversed(done) if value is not None and value.dtype != np.bool_), first)
+        return PRIMITIVES[node.op](
+            *(number(arg, dtype) if value is None else value for arg, value in zip(node.args, done))
+        )
 
     with np.errstate(all="ignore"):
         return np.asarray(run(expr))

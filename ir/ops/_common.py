@@ -51,6 +51,36 @@ def check_same_dtype(types: Sequence[TensorType]) -> None:
         raise ValueError("operands must have one element type; insert a cast")
 
 
+BYTES = (DType.I8, DType.U8)
+
+
+def product_type(types: Sequence[TensorType]) -> DType:
+    """The element type of a product's result: that of its operands, and i32 for 8-bit ones (with an i32 bias).
+
+    Raises `ValueError` where the operands have no such type in common.
+    """
+    x, w, *bias = types
+    if x.dtype not in BYTES or w.dtype not in BYTES:
+        check_same_dtype(types)
+        return x.dtype
+    if bias and bias[0].dtype is not DType.I32:
+        raise ValueError(f"the bias of an 8-bit product is i32, got {bias[0].dtype}")
+    return DType.I32
+
+
+def multiply(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """`a @ b` plus a bias that broadcasts, in the type that references compute in; 8-bit operands modulo 2^32 as i32.
+
+    Integer sums are formed in floats that hold them exactly, which is where NumPy's fast products are.
+    """
+    if a.dtype.itemsize > 1 or b.dtype.itemsize > 1 or a.dtype.kind == "b":
+        result = np.matmul(wide(a), wide(b))
+        return result if bias is None else result + wide(bias)
+    exact = np.float32 if a.shape[-1] * 255 * 255 < 1 << 24 else np.float64
+    total = np.matmul(a.astype(exact), b.astype(exact)).astype(np.int64)
+    return (total if bias is None else total + bias).astype(np.int32)
+
+
 def wide(array: np.ndarray) -> np.ndarray:
     """f16 and bf16 as f32, everything else as it is: the type that references compute in."""
     return array.astype(np.float32) if array.dtype in (DType.F16.numpy, DType.BF16.numpy) else array

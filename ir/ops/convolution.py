@@ -9,7 +9,16 @@ import numpy as np
 from secateur.ir.draw import Draw, Sample
 from secateur.ir.graph import Op, Value
 from secateur.ir.opdef import Attr, DimLink, OpDef, define, operands
-from secateur.ir.ops._common import check_least, check_length, check_same_dtype, in_f32, wide
+from secateur.ir.ops._common import (
+    BYTES,
+    check_least,
+    check_length,
+    check_same_dtype,
+    in_f32,
+    multiply,
+    product_type,
+    wide,
+)
 from secateur.ir.ops._window import (
     check_window,
     draw_sizes,
@@ -23,7 +32,7 @@ from secateur.ir.ops._window import (
     window_counts,
     windows,
 )
-from secateur.ir.types import FLOATS, TensorType
+from secateur.ir.types import FLOATS, DType, TensorType
 
 if TYPE_CHECKING:
     from secateur.ir.builder import Builder
@@ -33,7 +42,6 @@ Ints = tuple[int, ...]
 
 def _check_weights(types: tuple[TensorType, ...], outputs: int, groups: int) -> None:
     x, w, *bias = types
-    check_same_dtype(types)
     if w.rank != x.rank:
         raise ValueError(f"w has rank {w.rank}, x has rank {x.rank}")
     if groups < 1 or w.shape[0] % groups:
@@ -54,7 +62,15 @@ def _infer_conv(
     dilation: Ints,
     groups: int,
     channels_last: bool,
+    pad_value: int,
 ) -> TensorType:
+    dtype = product_type((x, w, *bias))
+    if x.dtype in BYTES and w.dtype is not DType.I8:
+        raise ValueError(f"the weights of an 8-bit convolution are i8, got {w.dtype}")
+    if pad_value and (
+        x.dtype not in BYTES or not np.iinfo(x.dtype.numpy).min <= pad_value <= np.iinfo(x.dtype.numpy).max
+    ):
+        raise ValueError(f"pad_value {pad_value} is no value of {x.dtype}" if x.dtype in BYTES else "floats pad with 0")
     _check_weights((x, w, *bias), w.shape[0] if w.rank else 0, groups)
     kernel = w.shape[2:]
     check_window(x, kernel, stride, padding, dilation)
@@ -62,7 +78,7 @@ def _infer_conv(
     if channels != w.shape[1] * groups:
         raise ValueError(f"x has {channels} channels, w takes {w.shape[1]} in each of {groups} groups")
     counts = window_counts(spatial(x, channels_last), kernel, stride, padding, dilation)
-    return x.with_shape(result_shape(x, w.shape[0], counts, channels_last))
+    return TensorType(dtype, result_shape(x, w.shape[0], counts, channels_last))
 
 
 def _conv(
@@ -75,21 +91,21 @@ def _conv(
     dilation: Ints,
     groups: int,
     channels_last: bool,
+    pad_value: int,
 ) -> np.ndarray:
     """Every window laid out as a column, then one matrix product for each image and group."""
     dtype, kernel, n = x.dtype, w.shape[2:], w.ndim - 2
     work, weight = wide(to_channels_first(x) if channels_last else x), wide(w)
     counts = window_counts(work.shape[2:], kernel, stride, padding, dilation)
-    work = pad_spatial(work, padding[:n], padding[n:], 0)
+    work = pad_spatial(work, padding[:n], padding[n:], pad_value)
     view = windows(work, kernel, stride, dilation, counts)
     columns = np.moveaxis(view, range(2, 2 + n), range(-n, 0))  # [N, C, *kernel, *counts]
     inner = w.shape[1] * volume(kernel)
     columns = columns.reshape(x.shape[0], groups, inner, volume(counts))
-    result = weight.reshape(groups, w.shape[0] // groups, inner) @ columns
+    each = None if bias is None else bias.reshape(groups, w.shape[0] // groups, 1)
+    result = multiply(weight.reshape(groups, w.shape[0] // groups, inner), columns, each)
     result = result.reshape(x.shape[0], w.shape[0], *counts)
-    if bias is not None:
-        result = result + wide(bias).reshape(-1, *[1] * n)
-    return (to_channels_last(result) if channels_last else result).astype(dtype)
+    return (to_channels_last(result) if channels_last else result).astype(np.int32 if dtype.itemsize == 1 else dtype)
 
 
 def _conv_links(op: Op) -> list[DimLink]:
@@ -114,7 +130,7 @@ def _conv_flops(op: Op) -> int:
 
 
 def _sample_conv(draw: Draw) -> Sample:
-    n, dtype = draw.choice([1, 2, 2, 2, 3]), draw.choice((*FLOATS, *FLOATS[:1] * 2))
+    n, dtype = draw.choice([1, 2, 2, 2, 3]), draw.choice((*FLOATS, *FLOATS[:1] * 2, *BYTES * 2))
     window = draw_window(draw, n)
     kernel = window.pop("kernel")
     sizes = draw_sizes(draw, {**window, "kernel": kernel})
@@ -123,24 +139,29 @@ def _sample_conv(draw: Draw) -> Sample:
     )
     channels_last, batch = draw.bool(0.3), 0 if draw.bool(0.03) else draw.int(1, 2)
     shape = (batch, *sizes, inputs) if channels_last else (batch, inputs, *sizes)
-    arrays = [draw.tensor(dtype, shape), draw.tensor(dtype, (outputs, inputs // groups, *kernel), specials=False)]
+    narrow = dtype in BYTES
+    weight, into = (DType.I8, DType.I32) if narrow else (dtype, dtype)
+    arrays = [draw.tensor(dtype, shape), draw.tensor(weight, (outputs, inputs // groups, *kernel), specials=narrow)]
     if draw.bool():
-        arrays.append(draw.tensor(dtype, (outputs,), specials=False))
-    return Sample(tuple(arrays), {**window, "groups": groups, "channels_last": channels_last})
+        arrays.append(draw.tensor(into, (outputs,), specials=narrow))
+    attrs = {**window, "groups": groups, "channels_last": channels_last}
+    return Sample(tuple(arrays), {**attrs, "pad_value": draw.int(0, 127)} if narrow else attrs)
 
 
 define(
     OpDef(
         name="conv",
         doc="Cross-correlation of x [N, C, *spatial] (channels_last: [N, *spatial, C]) with w [O, C/groups, *kernel], "
-        "plus bias [O]. `padding` is all lows, then all highs.",
-        operands=operands("x w bias?", x=FLOATS, w=FLOATS, bias=FLOATS),
+        "plus bias [O]. `padding` is all lows, then all highs. 8-bit x, i8 w and i32 bias give i32, modulo 2^32; "
+        "padding then holds `pad_value`, the zero point.",
+        operands=operands("x w bias?", x=(*FLOATS, *BYTES), w=(*FLOATS, DType.I8), bias=(*FLOATS, DType.I32)),
         attrs={
             "stride": Attr("ints"),
             "padding": Attr("ints"),
             "dilation": Attr("ints"),
             "groups": Attr("int", 1),
             "channels_last": Attr("bool", False),
+            "pad_value": Attr("int", 0),
         },
         infer=_infer_conv,
         reference=_conv,
@@ -165,6 +186,7 @@ def _infer_conv_transpose(
     groups: int,
 ) -> TensorType:
     outputs = w.shape[1] * groups if w.rank > 1 else 0
+    check_same_dtype((x, w, *bias))
     _check_weights((x, w, *bias), outputs, groups)
     kernel = w.shape[2:]
     n = check_window(x, kernel, stride, padding, dilation)

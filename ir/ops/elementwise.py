@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,29 +40,39 @@ def elementwise(
     name: str,
     names: str,
     text: str,
-    dtypes: tuple[DType, ...] = NUMERIC,
+    dtypes: tuple[DType, ...] | dict[str, tuple[DType, ...]] = NUMERIC,
     *,
+    result: str | DType | None = None,
     doc: str = "",
     attrs: dict[str, Attr] | None = None,
     ranges: dict[str, tuple[float, float]] | None = None,
     attr_ranges: dict[str, tuple[float, float]] | None = None,
     commutative: bool = False,
+    draws: Callable[[Draw], Sample] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> OpDef:
     """Define an elementwise op from its expression.
 
+    All operands have one element type out of `dtypes`, or each one out of its own. The result has the type
+    of the attribute `dtype` where there is one, else `result`: an element type, or the operand that has it.
     `ranges` bounds what the sample draws for an operand (where the function is undefined or
-    ill-conditioned outside), `attr_ranges` what it draws for a float attribute.
+    ill-conditioned outside), `attr_ranges` what it draws for a float attribute; `draws` replaces the sample.
+    `check` gets types and attributes and raises `ValueError` where they do not fit.
     """
     operand_names = tuple(names.split())
     attrs = attrs or {}
     expr = parse(text, operand_names, tuple(attrs))
     gives_bool = expr.op in COMPARISONS
+    typed = dtypes if isinstance(dtypes, dict) else dict.fromkeys(operand_names, dtypes) | {"cond": (DType.BOOL,)}
 
     def infer(*types: TensorType, **given: Any) -> TensorType:
-        values = [t.dtype for t, key in zip(types, operand_names, strict=True) if key != "cond"]
-        if len(set(values)) > 1:
+        if check:
+            check(*types, **given)
+        values = {key: t.dtype for t, key in zip(types, operand_names, strict=True) if key != "cond"}
+        if isinstance(dtypes, tuple) and len(set(values.values())) > 1:
             raise ValueError("operands must have one element type; insert a cast")
-        dtype = given.get("dtype") or (DType.BOOL if gives_bool else values[0])
+        plain = DType.BOOL if gives_bool else next(iter(values.values()))
+        dtype = given.get("dtype") or (values[result] if isinstance(result, str) else result) or plain
         return TensorType(dtype, broadcast(*(t.shape for t in types)))
 
     def reference(*arrays: np.ndarray, **given: Any) -> np.ndarray:
@@ -72,18 +83,19 @@ def elementwise(
             return np.broadcast_to(result.astype(dtype.numpy), shape)
 
     def sample(draw: Draw) -> Sample:
+        assert isinstance(dtypes, tuple), f"{name} needs a sample of its own"
         dtype, shape = draw.choice(dtypes), draw.shape()
         arrays: list[np.ndarray] = []
         for key in operand_names:
             low, high = (ranges or {}).get(key, (None, None))
-            own = shape if len(arrays) == 0 and draw.bool(0.7) else draw.broadcastable(shape)
-            arrays.append(draw.tensor(DType.BOOL if key == "cond" else dtype, own, low, high))
+            size = shape if len(arrays) == 0 and draw.bool(0.7) else draw.broadcastable(shape)
+            arrays.append(draw.tensor(DType.BOOL if key == "cond" else dtype, size, low, high))
         given: dict[str, Any] = {k: draw.float(*r) for k, r in (attr_ranges or {}).items()}
         if "dtype" in attrs:
             given["dtype"] = draw.choice(ALL)
         return Sample(tuple(arrays), given)
 
-    specs = tuple(Operand(key, (DType.BOOL,) if key == "cond" else dtypes) for key in operand_names)
+    specs = tuple(Operand(key, typed[key]) for key in operand_names)
     return define(
         OpDef(
             name=name,
@@ -92,7 +104,7 @@ def elementwise(
             attrs=attrs,
             infer=infer,
             reference=reference,
-            sample=sample,
+            sample=draws or sample,
             dim_links=broadcast_links,
             expr=expr,
             commutative=commutative,

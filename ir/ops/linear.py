@@ -10,7 +10,7 @@ import numpy as np
 from secateur.ir.draw import Draw, Sample
 from secateur.ir.graph import Op, Value
 from secateur.ir.opdef import Attr, DimLink, OpDef, define, operands
-from secateur.ir.ops._common import check_same_dtype, in_f32, wide
+from secateur.ir.ops._common import BYTES, check_same_dtype, in_f32, multiply, product_type, wide
 from secateur.ir.ops.elementwise import broadcast
 from secateur.ir.types import FLOATS, NUMERIC, DType, TensorType, numel
 
@@ -24,16 +24,17 @@ Ints = tuple[int, ...]
 
 
 def _infer_matmul(a: TensorType, b: TensorType) -> TensorType:
-    check_same_dtype([a, b])
+    dtype = product_type([a, b])
     if a.rank < 2 or b.rank < 2:
         raise ValueError("operands need at least two dimensions")
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"the last dimension of a, {a.shape[-1]}, is not the last but one of b, {b.shape[-2]}")
-    return a.with_shape([*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]])
+    return TensorType(dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
 
 
 def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.matmul(wide(a), wide(b)).astype(a.dtype)
+    result = multiply(a, b)
+    return result if a.dtype.itemsize == 1 else result.astype(a.dtype)
 
 
 def _matmul_links(op: Op) -> list[DimLink]:
@@ -49,15 +50,17 @@ def _matmul_links(op: Op) -> list[DimLink]:
 def _sample_matmul(draw: Draw) -> Sample:
     batch = draw.shape(0, 2, numel=12)
     m, k, n = (0 if draw.bool(0.02) else draw.size() for _ in range(3))
-    dtype = draw.choice((*FLOATS, *FLOATS, DType.I8, DType.I32, DType.I64))
+    dtype = draw.choice((*FLOATS, *FLOATS, *BYTES, DType.I32, DType.I64))
+    other = draw.choice(BYTES) if dtype in BYTES else dtype
     a, b = (*draw.broadcastable(batch), m, k), (*draw.broadcastable(batch), k, n)
-    return Sample((draw.tensor(dtype, a), draw.tensor(dtype, b)))
+    return Sample((draw.tensor(dtype, a), draw.tensor(other, b)))
 
 
 define(
     OpDef(
         name="matmul",
-        doc="[..., M, K] x [..., K, N] -> [..., M, N]; the batch dimensions broadcast. Integers wrap.",
+        doc="[..., M, K] x [..., K, N] -> [..., M, N]; the batch dimensions broadcast. Integers wrap; "
+        "8-bit operands (of either sign) give i32.",
         operands=operands("a b", a=NUMERIC, b=NUMERIC),
         infer=_infer_matmul,
         reference=_matmul,
@@ -72,17 +75,19 @@ define(
 
 
 def _infer_linear(x: TensorType, w: TensorType, bias: TensorType | None = None) -> TensorType:
-    check_same_dtype([t for t in (x, w, bias) if t])
+    dtype = product_type([t for t in (x, w, bias) if t])
+    if x.dtype in BYTES and w.dtype is not DType.I8:
+        raise ValueError(f"the weights of an 8-bit product are i8, got {w.dtype}")
     if x.rank < 1 or w.rank != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError("x must be [..., K] and w [N, K]")
     if bias and bias.shape != w.shape[:1]:
         raise ValueError(f"bias must be [{w.shape[0]}]")
-    return x.with_shape([*x.shape[:-1], w.shape[0]])
+    return TensorType(dtype, (*x.shape[:-1], w.shape[0]))
 
 
 def _linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    result = np.matmul(wide(x), wide(w).T)
-    return (result if bias is None else result + wide(bias)).astype(x.dtype)
+    result = multiply(x, w.T, bias)
+    return result if x.dtype.itemsize == 1 else result.astype(x.dtype)
 
 
 def _linear_links(op: Op) -> list[DimLink]:
@@ -104,16 +109,18 @@ def _decompose_linear(b: Builder, op: Op) -> list[Value]:
 
 
 def _sample_linear(draw: Draw) -> Sample:
-    dtype, n = draw.choice((*FLOATS, *FLOATS, DType.I32)), draw.size()
+    dtype, n = draw.choice((*FLOATS, *FLOATS, DType.I32, *BYTES)), draw.size()
     lead, k = draw.shape(0, 3, numel=128), draw.size()
-    arrays = [draw.tensor(dtype, (*lead, k)), draw.tensor(dtype, (n, k))]
-    return Sample((*arrays, draw.tensor(dtype, (n,))) if draw.bool() else tuple(arrays))
+    narrow = dtype in BYTES
+    arrays = [draw.tensor(dtype, (*lead, k)), draw.tensor(DType.I8 if narrow else dtype, (n, k))]
+    bias = DType.I32 if narrow else dtype
+    return Sample((*arrays, draw.tensor(bias, (n,))) if draw.bool() else tuple(arrays))
 
 
 define(
     OpDef(
         name="linear",
-        doc="x [..., K], w [N, K], bias [N] -> x @ w.T + bias, [..., N].",
+        doc="x [..., K], w [N, K], bias [N] -> x @ w.T + bias, [..., N]. 8-bit x and w with an i32 bias give i32.",
         operands=operands("x w bias?", x=NUMERIC, w=NUMERIC, bias=NUMERIC),
         infer=_infer_linear,
         reference=_linear,
@@ -215,6 +222,8 @@ def _contract(b: Builder, x: Value, a: str, y: Value, c: str, keep: set[str]) ->
         return b.reshape(value, shape=[numel(tuple(sizes[label] for label in g)) for g in groups])
 
     product = b.matmul(matrix(x, a, (batch, rows, inner)), matrix(y, c, (batch, inner, columns)))
+    if product.type.dtype is not x.type.dtype:  # 8-bit operands: the sum modulo 2^8
+        product = b.cast(product, dtype=x.type.dtype)
     labels = "".join(batch + rows + columns)
     return b.reshape(product, shape=[sizes[label] for label in labels]), labels
 
