@@ -53,9 +53,13 @@ def _exact(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.long()
 
 
+def _product_type(x: Tensor) -> torch.dtype:
+    return torch.int32 if x.element_size() == 1 else x.dtype
+
+
 @implements("matmul")
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    return torch.matmul(_exact(a), _exact(b)).to(a.dtype)
+    return torch.matmul(_exact(a), _exact(b)).to(_product_type(a))
 
 
 @implements("linear")
@@ -102,13 +106,20 @@ def conv(
     dilation: Ints,
     groups: int,
     channels_last: bool,
+    pad_value: int,
 ) -> Tensor:
     n = w.ndim - 2
     x = x.movedim(-1, 1) if channels_last else x
+    narrow = not x.is_floating_point()
+    if narrow:  # sums of 8-bit products are exact in f64; narrowing from i64 wraps
+        x, w = x.double(), w.double()
     low, high = padding[:n], padding[n:]
-    if low != high:
-        x, low = F.pad(x, _torch_padding(low, high)), (0,) * n
-    result = CONV[n - 1](x, w, bias, stride, low, dilation, groups)
+    if low != high or pad_value:
+        x, low = F.pad(x, _torch_padding(low, high), value=pad_value), (0,) * n
+    result = CONV[n - 1](x, w, None if narrow else bias, stride, low, dilation, groups)
+    if narrow:
+        result = result.long() if bias is None else result.long() + bias.long().view(-1, *[1] * n)
+        result = result.int()
     return result.movedim(1, -1) if channels_last else result
 
 

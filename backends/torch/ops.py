@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Importing a family fills the table.
-from secateur.backends.torch import elementwise, movement, neural, reduction, resize
+from secateur.backends.torch import elementwise, movement, neural, quantized, reduction, resize
 from secateur.backends.torch.table import TABLE
 
-__all__ = ["TABLE", "elementwise", "movement", "neural", "reduction", "resize"]
+__all__ = ["TABLE", "elementwise", "movement", "neural", "quantized", "reduction", "resize"]
