@@ -11,6 +11,7 @@ from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.interpret import run_op
 from secateur.passes.base import Pass
 
+KEPT = ("dequantize",)  # a quantised constant stays small, and stays quantised
 EXPANDING = ("broadcast_to",)  # repeats what its operand already says: folded only into what uses it
 
 
@@ -23,7 +24,8 @@ class Fold(Pass):
 
     Exact: the reference defines the operation. Bounded: the program grows by at most `limit` bytes
     in all beyond the constants that fold away, and no more than that is evaluated at a time for one
-    result. Only values that something else needs are stored; a broadcast stays a broadcast.
+    result. Only values that something else needs are stored; a broadcast stays a broadcast, and a
+    quantised constant is not turned into real numbers.
     """
 
     limit: int = 4 << 20
@@ -53,7 +55,7 @@ class Fold(Pass):
         for op in graph.ops:
             if op.name == "constant":
                 known[op.result] = op.attrs["value"]
-            elif op.operands and all(value in known for value in op.operands):
+            elif op.operands and op.name not in KEPT and all(value in known for value in op.operands):
                 most = self.limit + sum(value.type.bytes for value in op.operands)
                 if op.name in EXPANDING or sum(value.type.bytes for value in op.results) <= most:
                     arrays = run_op(op, [known[value] for value in op.operands])

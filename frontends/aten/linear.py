@@ -22,6 +22,9 @@ def linear(cx: Context, x: Value, weight: Value, bias: Value | None = None) -> A
     if x.type.rank == 1:
         wide = cx.reshape(x, (1, x.type.numel))
         return cx.reshape(linear(cx, wide, weight, bias), cx.shape)
+    if x.type.dtype in (DType.I8, DType.U8):
+        result = matmul(cx, x, cx.transpose(weight, (1, 0)))
+        return result if bias is None else cx.b.add(result, bias)
     return cx.b.linear(x, weight) if bias is None else cx.b.linear(x, weight, bias)
 
 
@@ -31,6 +34,8 @@ def matmul(cx: Context, a: Value, b: Value) -> Any:
     left = cx.reshape(a, (1, *a.shape)) if a.type.rank == 1 else a
     right = cx.reshape(b, (*b.shape, 1)) if b.type.rank == 1 else b
     result = cx.b.matmul(left, right)
+    if result.type.dtype is not a.type.dtype:  # torch keeps 8-bit sums in 8 bits
+        result = cx.b.cast(result, dtype=a.type.dtype)
     shape = list(result.shape)
     if a.type.rank == 1:
         del shape[-2]

@@ -76,8 +76,6 @@ define(
 
 def _infer_linear(x: TensorType, w: TensorType, bias: TensorType | None = None) -> TensorType:
     dtype = product_type([t for t in (x, w, bias) if t])
-    if x.dtype in BYTES and w.dtype is not DType.I8:
-        raise ValueError(f"the weights of an 8-bit product are i8, got {w.dtype}")
     if x.rank < 1 or w.rank != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError("x must be [..., K] and w [N, K]")
     if bias and bias.shape != w.shape[:1]:
