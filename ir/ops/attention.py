@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from secateur.ir.builder import Builder
 
 
-def _infer_attention(
-    q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None = None, *, scale: float, causal: bool
-) -> TensorType:
+def check_attention(q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None = None) -> TensorType:
+    """[..., H, S, Dv] of q's element type; raises `ValueError` where shapes or element types do not fit."""
     check_same_dtype([q, k, v])
     if min(q.rank, k.rank, v.rank) < 3 or not q.rank == k.rank == v.rank:
         raise ValueError("q, k and v need the same rank of at least 3: [..., heads, length, size]")
@@ -42,7 +41,11 @@ def _infer_attention(
     return result
 
 
-def _causal(s: int, t: int) -> np.ndarray:
+def _infer_attention(*types: TensorType, scale: float, causal: bool) -> TensorType:
+    return check_attention(*types)
+
+
+def causal_mask(s: int, t: int) -> np.ndarray:
     """[S, T], true where query i may attend to key j <= i."""
     return np.tri(s, t, dtype=np.bool_)
 
@@ -56,29 +59,29 @@ def _attention(
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + wide(mask)
     if causal:
-        scores = np.where(_causal(q.shape[-2], k.shape[-2]), scores, -np.inf)
+        scores = np.where(causal_mask(q.shape[-2], k.shape[-2]), scores, -np.inf)
     top = scores.max(-1, keepdims=True)
     weights = np.exp(scores - np.where(top == -np.inf, 0, top))
     total = weights.sum(-1, keepdims=True)
     return np.matmul(weights / np.where(total == 0, 1, total), wv).astype(q.dtype)
 
 
-def _attention_links(op: Op) -> list[DimLink]:
+def links(op: Op) -> list[DimLink]:
     """Batch; heads where each has its own keys; queries unless `causal` ties them to their place; Dv."""
     q, k, _, *masks = op.operands
     rank, causal = q.type.rank, op.attrs["causal"]
     shared = [*range(rank - 3)] + ([rank - 3] if q.shape[-3] == k.shape[-3] else [])
-    links = [DimLink(position, dim, dim) for position in range(3) for dim in shared]
+    found = [DimLink(position, dim, dim) for position in range(3) for dim in shared]
     queries = [] if causal else [rank - 2]
-    links += [DimLink(0, dim, dim) for dim in queries]
+    found += [DimLink(0, dim, dim) for dim in queries]
     for mask in masks:
         offset = rank - mask.type.rank
         dims = [dim for dim in range(mask.type.rank - 1) if dim + offset in (*shared, *queries)]
-        links += [DimLink(3, dim, dim + offset) for dim in dims if mask.shape[dim] == q.shape[dim + offset]]
-    return [*links, DimLink(2, rank - 1, rank - 1)]
+        found += [DimLink(3, dim, dim + offset) for dim in dims if mask.shape[dim] == q.shape[dim + offset]]
+    return [*found, DimLink(2, rank - 1, rank - 1)]
 
 
-def _repeat_heads(b: Builder, x: Value, repeat: int) -> Value:
+def repeat_heads(b: Builder, x: Value, repeat: int) -> Value:
     """[..., Hkv, T, D] -> [..., Hkv * repeat, T, D], each head `repeat` times in a row."""
     if repeat == 1:
         return x
@@ -95,14 +98,14 @@ def _decompose_attention(b: Builder, op: Op) -> list[Value]:
     def build(q: Value, k: Value, v: Value, mask: Value | None = None) -> Value:
         dtype, rank = q.type.dtype, q.type.rank
         repeat = q.shape[-3] // k.shape[-3]
-        k, v = _repeat_heads(b, k, repeat), _repeat_heads(b, v, repeat)
+        k, v = repeat_heads(b, k, repeat), repeat_heads(b, v, repeat)
         turned = b.transpose(k, perm=[*range(rank - 2), rank - 1, rank - 2])
         scores = b.mul(b.matmul(q, turned), scalar(b, scale, dtype))
         never = scalar(b, -math.inf, dtype)
         if mask is not None:
             scores = b.where(mask, scores, never) if mask.type.dtype is DType.BOOL else b.add(scores, mask)
         if causal:
-            scores = b.where(b.constant(_causal(q.shape[-2], k.shape[-2])), scores, never)
+            scores = b.where(b.constant(causal_mask(q.shape[-2], k.shape[-2])), scores, never)
         weights = b.softmax(scores, axis=rank - 1)
         if mask is not None:
             empty = b.eq(b.reduce_max(scores, axes=[rank - 1], keepdims=True), never)
@@ -145,7 +148,7 @@ define(
             * op.operands[1].shape[-2]
             * (op.operands[0].shape[-1] + op.operands[2].shape[-1] + 3)
         ),
-        dim_links=_attention_links,
+        dim_links=links,
         decompose=_decompose_attention,
     )
 )
