@@ -169,8 +169,8 @@ define(
         name="attention_integer",
         doc="Attention of i8 queries, keys and values, shapes as those of `attention`, with an optional bool mask. "
         "Keys weigh w = (255 * decay(max(q k^T) - q k^T, multiplier, shift) + 2^14) >> 15, 0 where hidden; the result "
-        "is sum(w v) / sum(w) as i32 with 6 bits behind the point: mulshift(sum(w v), 2^38 / sum(w), 32). A row that may "
-        "attend to nothing gives 0.",
+        "is sum(w v) / sum(w) as i32 with 6 bits behind the point: mulshift(sum(w v), 2^38 / sum(w), 32). A row that "
+        "may attend to nothing gives 0.",
         operands=operands("q k v mask?", q=(DType.I8,), k=(DType.I8,), v=(DType.I8,), mask=(DType.BOOL,)),
         attrs={"multiplier": Attr("int"), "shift": Attr("int"), "causal": Attr("bool", False)},
         infer=_infer_attention,
