@@ -7,13 +7,13 @@ bool is a vbool mask. `CTYPE` says how each element type is stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from secateur.ir.expr import COMPARISONS, Expr
+from secateur.ir.expr import COMPARISONS, TYPED, Expr
 from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.opdef import lookup
 from secateur.ir.types import DType
@@ -111,6 +111,7 @@ class BodyWriter:
 
     def __post_init__(self) -> None:
         self.lines: list[str] = []
+        self.known: dict[Expr, tuple[str, DType]] = {}  # within one op
 
     def graph(self, body: Graph) -> list[str]:
         """Write all ops; returns the names of the outputs."""
@@ -133,6 +134,7 @@ class BodyWriter:
         }
         numeric = [dtype for _, dtype in arguments.values() if dtype is not DType.BOOL]
         working = register_type(numeric[0]) if numeric else DType.BOOL
+        self.known = {}
         text, _ = self.expr(opdef.expr, arguments, op.attrs, working)
         self.names[result] = self.round(text, result.type.dtype)
         return self.names[result]
@@ -152,24 +154,67 @@ class BodyWriter:
         return text
 
     def expr(
-        self, node: Expr, arguments: Mapping[str, tuple[str, DType]], attrs: Mapping[str, Any], working: DType
+        self, node: Expr, arguments: Mapping[str, tuple[str, DType]], attrs: Mapping[str, Any], first: DType
     ) -> tuple[str, DType]:
-        """Write a tree; returns the name of its value and the type it is computed in."""
+        """Write a tree; returns the name of its value and the type it is computed in.
+
+        Numbers take the type of what they are combined with, as in `ir.expr.evaluate`; `first`, the type of
+        the first operand, where there is nothing.
+        """
+        if node in self.known:
+            return self.known[node]
         if node.op == "var":
             name, dtype = arguments[node.value]
             return name, register_type(dtype)
         if node.op in ("const", "attr"):
-            number = node.value if node.op == "const" else attrs[node.value]
-            return self.define(vector_type(working), splat(number, working)), working
-        if node.op == "cast":
-            name, dtype = self.expr(node.args[0], arguments, attrs, working)
-            target = attrs[node.args[1].value]
-            return self.define(vector_type(target), convert(name, dtype, target)), register_type(target)
-        parts = [self.expr(arg, arguments, attrs, working) for arg in node.args]
-        dtype = parts[-1][1]
-        text = primitive(node.op, [name for name, _ in parts], dtype)
-        result = DType.BOOL if node.op in COMPARISONS else dtype
-        return self.define(vector_type(result), text), result
+            return self.number(node, attrs, first), first
+        if node.op in (*TYPED, "mulshift", "lookup"):
+            done = self.special(node, arguments, attrs, first)
+        else:
+            plain = [arg.op in ("const", "attr") for arg in node.args]
+            parts = [None if p else self.expr(arg, arguments, attrs, first) for arg, p in zip(node.args, plain)]
+            typed = [part[1] for part in parts if part and part[1] is not DType.BOOL]
+            dtype = typed[-1] if typed else first
+            names = [
+                part[0] if part else self.number(arg, attrs, dtype) for part, arg in zip(parts, node.args, strict=True)
+            ]
+            dtype = parts[-1][1] if parts[-1] else dtype
+            result = DType.BOOL if node.op in COMPARISONS else dtype
+            done = self.define(vector_type(result), primitive(node.op, names, dtype)), result
+        self.known[node] = done
+        return done
+
+    def number(self, node: Expr, attrs: Mapping[str, Any], dtype: DType) -> str:
+        value = node.value if node.op == "const" else attrs[node.value]
+        return self.define(vector_type(dtype), splat(value, dtype))
+
+    def special(
+        self, node: Expr, arguments: Mapping[str, tuple[str, DType]], attrs: Mapping[str, Any], first: DType
+    ) -> tuple[str, DType]:
+        """Primitives with an argument that is no value: an element type, a shift, a table."""
+        name, dtype = self.expr(node.args[0], arguments, attrs, first)
+        last = node.args[-1]
+        if node.op == "mulshift":
+            multiplier, _ = self.expr(node.args[1], arguments, attrs, first)
+            shift = attrs[last.value] if last.op == "attr" else last.value
+            return self.define("v_i32", f"mulshift_i32({name}, {multiplier}, {int(shift)})"), DType.I32
+        if node.op == "lookup":
+            return self.define("v_i32", table(name, dtype, attrs[last.value])), DType.I32
+        target = last.value if last.op == "dtype" else None
+        target = target or (arguments[last.value][1] if last.op == "var" else attrs[last.value])
+        saturates = node.op == "saturate" and dtype.is_int
+        text = f"saturate_{dtype}_{target}({name})" if saturates else convert(name, dtype, target)
+        return self.define(vector_type(target), text), register_type(target)
+
+
+def table(name: str, dtype: DType, entries: Sequence[int]) -> str:
+    """A lookup in a table that stands in the code, in the narrowest type that a fast way exists for."""
+    narrow = (DType.I16,) if dtype is DType.I16 else (DType.U8, DType.I8)
+    low, high = min(entries), max(entries)
+    fitting = (kind for kind in narrow if np.iinfo(kind.numpy).min <= low and high <= np.iinfo(kind.numpy).max)
+    kind = next(fitting, DType.I32)
+    numbers = ", ".join(map(str, entries)).replace("-2147483648", "INT32_MIN")
+    return f"({{ static const {CTYPE[kind]} t_[] = {{{numbers}}}; lookup_{dtype}_{kind}({name}, t_); }})"
 
 
 def primitive(op: str, args: list[str], dtype: DType) -> str:

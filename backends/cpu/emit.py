@@ -15,6 +15,7 @@ from secateur.backends.cpu.views import ARENA, INPUT, OUTPUT, WEIGHT, View
 from secateur.ir.types import TensorType
 
 RUNTIME = Path(__file__).parent / "runtime"
+HEADERS = ("integer.h",)  # what kernels include besides secateur.h and program.h
 PARTS = 4  # files the kernels are spread over
 _VERBS = ("create", "run", "destroy", "barrier", "claim", "steps", "weights")
 _INTERNAL = tuple(f"program_{verb}" for verb in _VERBS)
@@ -36,6 +37,8 @@ def emit(program: Lowered, folder: Path, name: str, arena_bytes: int, threads: i
     kernels, names = _name_kernels(program.steps, name)
     scratch = max((step.kernel.scratch for step in program.steps), default=0)
     (folder / "secateur.h").write_text(_prelude(program) + (RUNTIME / "secateur.h").read_text())
+    for header in HEADERS:
+        (folder / header).write_text((RUNTIME / header).read_text())
     renames = "".join(f"#define {symbol} {name}_{symbol}\n" for symbol in _INTERNAL)
     (folder / "program.h").write_text(renames + (RUNTIME / "program.h").read_text())
     (folder / "pool.c").write_text((RUNTIME / "pool.c").read_text())
@@ -45,7 +48,8 @@ def emit(program: Lowered, folder: Path, name: str, arena_bytes: int, threads: i
     for number, part in enumerate(_balance(kernels)):
         file = f"kernels_{number}.c"
         text = "\n\n".join(code.replace("NAME", kernel) for kernel, code in part)
-        (folder / file).write_text(f'#include "secateur.h"\n#include "program.h"\n\n{indent(text)}\n')
+        includes = "".join(f'#include "{header}"\n' for header in ("secateur.h", *HEADERS, "program.h"))
+        (folder / file).write_text(f"{includes}\n{indent(text)}\n")
         sources.append(file)
     return Emitted(sources, weights_bytes, scratch, names)
 

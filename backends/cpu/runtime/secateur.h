@@ -254,25 +254,34 @@ FLOAT_DIVISION(f32, float, f)
 FLOAT_DIVISION(f64, double, )
 
 /* Larger and smaller; NaN if either is NaN. */
+#define TRUTH(mask) CONVERT(mask, vbool)
 #define EXTREMA(S)                                                                                 \
     INLINE v_##S max_##S(v_##S a, v_##S b) { return select_##S(TRUTH((a > b) | (a != a)), a, b); }        \
     INLINE v_##S min_##S(v_##S a, v_##S b) { return select_##S(TRUTH((a < b) | (a != a)), a, b); }
-#define TRUTH(mask) CONVERT(mask, vbool)
-EXTREMA(f32) EXTREMA(f64) EXTREMA(i8) EXTREMA(u8) EXTREMA(i16) EXTREMA(i32) EXTREMA(i64)
+#define INTEGER_EXTREMA(S)                                                                         \
+    INLINE v_##S max_##S(v_##S a, v_##S b) { v_##S m = (v_##S)(a > b); return (a & m) | (b & ~m); }       \
+    INLINE v_##S min_##S(v_##S a, v_##S b) { v_##S m = (v_##S)(a < b); return (a & m) | (b & ~m); }
+EXTREMA(f32) EXTREMA(f64) INTEGER_EXTREMA(i8) INTEGER_EXTREMA(u8) INTEGER_EXTREMA(i16)
+INTEGER_EXTREMA(i32) INTEGER_EXTREMA(i64)
 
-/* Float to integer: truncates, saturates, NaN gives 0. */
-#define SATURATE(F, T, S, low, high)                                                               \
+/* Float to integer: truncates, saturates, NaN gives 0. `most` is the largest number of the float type
+ * that converts; comparisons are false for NaN, which therefore becomes `low` before it becomes 0. */
+#define SATURATE(F, T, S, W, low, most, high)                                                      \
     INLINE v_##S F##_to_##S(v_##F x) {                                                             \
-        v_##S r;                                                                                   \
-        for (int i = 0; i < LANES; i++)                                                            \
-            r[i] = x[i] != x[i] ? 0 : x[i] <= (T)low ? low : x[i] >= (T)high ? high : (__typeof__(r[0]))x[i]; \
-        return r;                                                                                  \
+        const v_##F least = splat_##F((T)(low)), top = splat_##F((T)(most));                       \
+        const v_##F y = select_##F(TRUTH(x > least), x, least);                                    \
+        v_##W r = CONVERT(select_##F(TRUTH(y < top), y, top), v_##W);                              \
+        if ((T)(most) < (T)(high)) r = select_##W(TRUTH(x >= (T)(high)), splat_##W(high), r);      \
+        return CONVERT(select_##W(TRUTH(x == x), r, splat_##W(0)), v_##S);                         \
     }
-#define SATURATE_ALL(F, T)                                                                         \
-    SATURATE(F, T, i8, INT8_MIN, INT8_MAX) SATURATE(F, T, u8, 0, UINT8_MAX)                        \
-    SATURATE(F, T, i16, INT16_MIN, INT16_MAX) SATURATE(F, T, i32, INT32_MIN, INT32_MAX)            \
-    SATURATE(F, T, i64, INT64_MIN, INT64_MAX)
-SATURATE_ALL(f32, float) SATURATE_ALL(f64, double)
+#define SATURATE_NARROW(F, T)                                                                      \
+    SATURATE(F, T, i8, i32, INT8_MIN, INT8_MAX, INT8_MAX) SATURATE(F, T, u8, i32, 0, UINT8_MAX, UINT8_MAX) \
+    SATURATE(F, T, i16, i32, INT16_MIN, INT16_MAX, INT16_MAX)
+SATURATE_NARROW(f32, float) SATURATE_NARROW(f64, double)
+SATURATE(f32, float, i32, i32, INT32_MIN, 2147483520.f, INT32_MAX)
+SATURATE(f64, double, i32, i32, INT32_MIN, INT32_MAX, INT32_MAX)
+SATURATE(f32, float, i64, i64, INT64_MIN, 9223371487098961920.f, INT64_MAX)
+SATURATE(f64, double, i64, i64, INT64_MIN, 9223372036854774784., INT64_MAX)
 
 /* The sum, product or extreme of all lanes, by halves: the same order at every call. */
 #define HORIZONTAL(name, S, T, combine)                                                            \

@@ -1,0 +1,158 @@
+/* Integer vectors: saturation, fixed-point requantisation, tables, and products of pairs.
+ *
+ * Everything here is exact and has one meaning on every processor, that of ir/expr.py; instructions of
+ * one family stand only where the compiler does not find them by itself.
+ */
+#ifndef INTEGER_H
+#define INTEGER_H
+
+#include "secateur.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+/* Integer to integer, clipped to the limits of the result's type: saturate_i32_u8, ... */
+#define CLIP(S, D, T, low, high)                                                                   \
+    INLINE v_##D saturate_##S##_##D(v_##S x) {                                                     \
+        return CONVERT(min_##S(max_##S(x, splat_##S((T)(low))), splat_##S((T)(high))), v_##D);     \
+    }
+#define WIDEN(S, D) INLINE v_##D saturate_##S##_##D(v_##S x) { return CONVERT(x, v_##D); }
+CLIP(i8, u8, int8_t, 0, INT8_MAX) WIDEN(i8, i8) WIDEN(i8, i16) WIDEN(i8, i32) WIDEN(i8, i64)
+CLIP(u8, i8, uint8_t, 0, INT8_MAX) WIDEN(u8, u8) WIDEN(u8, i16) WIDEN(u8, i32) WIDEN(u8, i64)
+CLIP(i16, i8, int16_t, INT8_MIN, INT8_MAX) CLIP(i16, u8, int16_t, 0, UINT8_MAX)
+WIDEN(i16, i16) WIDEN(i16, i32) WIDEN(i16, i64)
+CLIP(i32, i8, int32_t, INT8_MIN, INT8_MAX) CLIP(i32, u8, int32_t, 0, UINT8_MAX)
+CLIP(i32, i16, int32_t, INT16_MIN, INT16_MAX) WIDEN(i32, i32) WIDEN(i32, i64)
+CLIP(i64, i8, int64_t, INT8_MIN, INT8_MAX) CLIP(i64, u8, int64_t, 0, UINT8_MAX)
+CLIP(i64, i16, int64_t, INT16_MIN, INT16_MAX) CLIP(i64, i32, int64_t, INT32_MIN, INT32_MAX) WIDEN(i64, i64)
+
+/* (x * m + 2^(s-1)) >> s, the product in 64 bits, the result modulo 2^32; 1 <= s <= 62 is a constant.
+ * The x86 instruction multiplies even lanes. From s = 32 on only the upper halves of the sums matter. */
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE4_1__)
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+#define REGISTER __m512i
+#define MUL_EVEN(a, b) _mm512_mul_epi32(a, b)
+#define EVEN_ODD(even, odd) _mm512_mask_mov_epi32(even, 0xaaaa, odd)
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+#define REGISTER __m256i
+#define MUL_EVEN(a, b) _mm256_mul_epi32(a, b)
+#define EVEN_ODD(even, odd) _mm256_blend_epi32(even, odd, 0xaa)
+#elif VECTOR_BYTES == 16
+#define REGISTER __m128i
+#define MUL_EVEN(a, b) _mm_mul_epi32(a, b)
+#define EVEN_ODD(even, odd) _mm_blend_epi16(even, odd, 0xcc)
+#endif
+#endif
+#ifdef REGISTER
+typedef uint64_t v_pairs __attribute__((vector_size(VECTOR_BYTES), aligned(8)));
+INLINE v_i32 mulshift_i32(v_i32 x, v_i32 m, const int s) {
+    const v_pairs high_x = (v_pairs)x >> 32, high_m = (v_pairs)m >> 32;
+    const v_pairs half = (v_pairs){0} + ((uint64_t)1 << (s - 1));
+    v_pairs even = (v_pairs)MUL_EVEN((REGISTER)x, (REGISTER)m) + half;
+    v_pairs odd = (v_pairs)MUL_EVEN((REGISTER)high_x, (REGISTER)high_m) + half;
+    even >>= s < 32 ? s : 32;
+    if (s < 32) odd = odd << (32 - s);
+    const v_i32 both = (v_i32)EVEN_ODD((REGISTER)even, (REGISTER)odd);
+    return s > 32 ? both >> (s - 32) : both;
+}
+#else
+INLINE v_i32 mulshift_i32(v_i32 x, v_i32 m, const int s) {
+    const v_i64 product = CONVERT(x, v_i64) * CONVERT(m, v_i64);
+    return CONVERT((product + ((int64_t)1 << (s - 1))) >> s, v_i32);
+}
+#endif
+
+/* acc + low * low + high * high, where x and w hold two i16 in each lane. */
+INLINE v_i32 add_pairs(v_i32 acc, v_i32 x, v_i32 w) {
+#if defined(__AVX512VNNI__) && VECTOR_BYTES == 64
+    return (v_i32)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+#elif defined(__AVX512BW__) && VECTOR_BYTES == 64
+    return acc + (v_i32)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+    return acc + (v_i32)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#elif defined(__SSE2__) && VECTOR_BYTES == 16
+    return acc + (v_i32)_mm_madd_epi16((__m128i)x, (__m128i)w);
+#else
+    return acc + ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
+#endif
+}
+
+/* Two rows of elements as such pairs. */
+INLINE v_i32 pairs_u8(v_u8 low, v_u8 high) { return CONVERT(low, v_i32) | (CONVERT(high, v_i32) << 16); }
+INLINE v_i32 pairs_i8(v_i8 low, v_i8 high) {
+    return (CONVERT(low, v_i32) & 0xffff) | (CONVERT(high, v_i32) << 16);
+}
+
+/* Tables. place: 0..255 -> an entry. The entries are bytes (S: i8, u8) or i32. */
+INLINE v_i32 entries_i32(v_u8 place, const int32_t *table) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+    return (v_i32)_mm512_i32gather_epi32((__m512i)CONVERT(place, v_i32), table, 4);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+    return (v_i32)_mm256_i32gather_epi32(table, (__m256i)CONVERT(place, v_i32), 4);
+#else
+    v_i32 r;
+    for (int i = 0; i < LANES; i++) r[i] = table[place[i]];
+    return r;
+#endif
+}
+/* 256 bytes fill four registers: each instruction picks from two of them by the low seven bits. */
+INLINE v_u8 entries_u8(v_u8 place, const void *table) {
+#if defined(__AVX512VBMI__) && VECTOR_BYTES == 64
+    const __m512i *t = table;
+    const __m512i at = _mm512_castsi128_si512((__m128i)place);
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(t), at, _mm512_loadu_si512(t + 1));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(t + 2), at, _mm512_loadu_si512(t + 3));
+    return (v_u8)_mm_mask_mov_epi8(_mm512_castsi512_si128(low), _mm_movepi8_mask((__m128i)place),
+                                   _mm512_castsi512_si128(high));
+#else
+    v_u8 r;
+    for (int i = 0; i < LANES; i++) r[i] = ((const uint8_t *)table)[place[i]];
+    return r;
+#endif
+}
+INLINE v_u8 place_u8(v_u8 x) { return x; }
+INLINE v_u8 place_i8(v_i8 x) { return (v_u8)x ^ (uint8_t)0x80; }
+#define TABLE(S)                                                                                   \
+    INLINE v_i32 lookup_##S##_i32(v_##S x, const int32_t *t) { return entries_i32(place_##S(x), t); } \
+    INLINE v_i32 lookup_##S##_u8(v_##S x, const uint8_t *t) {                                      \
+        return CONVERT(entries_u8(place_##S(x), t), v_i32);                                        \
+    }                                                                                              \
+    INLINE v_i32 lookup_##S##_i8(v_##S x, const int8_t *t) {                                       \
+        return CONVERT((v_i8)entries_u8(place_##S(x), t), v_i32);                                  \
+    }
+TABLE(u8) TABLE(i8)
+
+/* i16 -> a value between two of 129 entries of a table. */
+INLINE v_i32 between(v_i32 low, v_i32 high, v_i32 u) { return low + (((high - low) * (u & 511) + 256) >> 9); }
+INLINE v_i32 lookup_i16_i32(v_i16 x, const int32_t *table) {
+    const v_i32 u = CONVERT(x, v_i32) + 32768, at = u >> 9;
+    v_i32 low, high;
+    for (int i = 0; i < LANES; i++) { low[i] = table[at[i]]; high[i] = table[at[i] + 1]; }
+    return between(low, high, u);
+}
+#if defined(__AVX512BW__) && VECTOR_BYTES == 64
+INLINE v_i16 entries_i16(__m512i at, const int16_t *t) {
+    const __m512i low = _mm512_permutex2var_epi16(_mm512_loadu_si512(t), at, _mm512_loadu_si512(t + 32));
+    const __m512i high = _mm512_permutex2var_epi16(_mm512_loadu_si512(t + 64), at, _mm512_loadu_si512(t + 96));
+    const __mmask32 upper = _mm512_test_epi16_mask(at, _mm512_set1_epi16(64));
+    return (v_i16)_mm512_castsi512_si256(_mm512_mask_mov_epi16(low, upper, high));
+}
+#endif
+INLINE v_i32 lookup_i16_i16(v_i16 x, const int16_t *table) {
+    const v_i32 u = CONVERT(x, v_i32) + 32768;
+#if defined(__AVX512BW__) && VECTOR_BYTES == 64
+    const __m256i place = _mm256_srli_epi16(_mm256_xor_si256((__m256i)x, _mm256_set1_epi16((short)0x8000)), 9);
+    const __m512i at = _mm512_castsi256_si512(place);
+    return between(CONVERT(entries_i16(at, table), v_i32), CONVERT(entries_i16(at, table + 1), v_i32), u);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+    const v_i32 both = (v_i32)_mm256_i32gather_epi32((const int *)table, (__m256i)(u >> 9), 2);
+    return between((both << 16) >> 16, both >> 16, u);
+#else
+    v_i32 low, high;
+    for (int i = 0; i < LANES; i++) { low[i] = table[u[i] >> 9]; high[i] = table[(u[i] >> 9) + 1]; }
+    return between(low, high, u);
+#endif
+}
+
+#endif

@@ -1,0 +1,128 @@
+"""Integer kernels agree with the interpreter to the last bit: drawn instances, extremes, every target of this machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from secateur.backends.cpu.compile import Options, compile_graph
+from secateur.backends.cpu.target import TARGETS, missing_features
+from secateur.ir.builder import Builder
+from secateur.ir.graph import Graph, Value
+from secateur.ir.interpret import interpret
+from secateur.ir.types import FLOATS, INTS, DType, TensorType
+
+SEED = int(np.random.default_rng().integers(1 << 30))
+HERE = [t.name for t in TARGETS.values() if t.machine == platform.machine() and not missing_features(t.features)]
+ELEMENTWISE = ["quantize", "dequantize", "rescale", "saturate", "lookup", "decay", "cast", "maximum", "minimum"]
+STORED = (DType.I8, DType.U8, DType.I16, DType.I32)
+
+
+def number(value: float, dtype: DType = DType.I32) -> np.ndarray:
+    return np.asarray(value, dtype.numpy)
+
+
+def spread(dtype: DType, rng: np.random.Generator, count: int = 1000) -> np.ndarray:
+    """Numbers of every magnitude of a type, its limits and their neighbours among them."""
+    if dtype.is_float:
+        powers = np.exp2(rng.uniform(-30, 70, count)) * rng.choice([-1.0, 1.0], count)
+        limits = [float(edge) for d in INTS for edge in (np.iinfo(d.numpy).min, np.iinfo(d.numpy).max)]
+        near = [e + d for e in limits for d in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)]
+        halves = np.arange(-300, 300) + 0.5
+        odd = [np.nan, np.inf, -np.inf, 0.0, -0.0]
+        values = np.concatenate([powers, near, halves, odd]).astype(dtype.numpy)
+        return np.concatenate([values, np.nextafter(values, dtype.numpy.type(0))])
+    limits = np.iinfo(dtype.numpy)
+    powers = (np.exp2(rng.uniform(0, limits.bits - 1, count)) * rng.choice([-1.0, 1.0], count)).astype(np.int64)
+    edges = [limits.min, limits.min + 1, limits.max - 1, limits.max, 0, 1]
+    return np.concatenate([powers.astype(dtype.numpy), np.array(edges, dtype.numpy)])
+
+
+def assert_exact(b: Builder, outputs: list[Value], inputs: list[np.ndarray], target: str) -> Graph:
+    """Compile, run, and compare every output bit for bit."""
+    graph = b.returns(*outputs)
+    program = compile_graph(graph, Options(pipeline="none", target=target))
+    results = program(*inputs)
+    results = results if isinstance(results, tuple) else (results,)
+    for value, got, wanted in zip(outputs, results, interpret(graph, *inputs), strict=True):
+        assert got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got, wanted, err_msg=f"{target}, seed {SEED}: {value.op} {value.type}")
+    return graph
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_drawn_instances(target: str, assert_ops_agree: Callable[..., None]) -> None:
+    print("seed", SEED)
+    assert_ops_agree(ELEMENTWISE, 12, SEED, target=target)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_conversions_at_the_limits(target: str) -> None:
+    """Every conversion between number types, clipped and wrapped, of numbers around every type's limits."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("conversions")
+    inputs, outputs = [], []
+    for source in (*INTS, DType.F32, DType.F64):
+        inputs.append(spread(source, rng))
+        x = b.into.add_input(TensorType.of(inputs[-1]))
+        outputs += [b.cast(x, dtype=into) for into in INTS]
+        if source not in FLOATS:
+            outputs += [b.saturate(x, dtype=into) for into in INTS]
+    assert_exact(b, outputs, inputs, target)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_requantisation_at_the_limits(target: str) -> None:
+    """Every shift, the largest products, halves on both sides of zero, into every stored type."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("rescale")
+    x, m = spread(DType.I32, rng), spread(DType.I32, rng)
+    halves = np.arange(-len(x) // 2, len(x) - len(x) // 2, dtype=np.int32)
+    inputs = [x, m, halves]
+    values = [b.into.add_input(TensorType.of(array)) for array in inputs]
+    outputs = []
+    for shift in range(1, 63):
+        outputs.append(b.rescale(values[0], values[1], number(0), shift=shift))
+        if shift <= 31:
+            outputs.append(b.rescale(values[2], number(1 << max(shift - 2, 0)), number(0), shift=shift))
+    for into in STORED:
+        zero = number(rng.integers(0, 127), into)
+        outputs += [b.rescale(values[0], values[1], zero, shift=shift) for shift in (31, 40, 55)]
+    assert_exact(b, outputs, inputs, target)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_quantisation_at_the_limits(target: str) -> None:
+    """Halves to even, infinities, NaN, and quotients beyond every type."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("quantize")
+    inputs = [spread(DType.F32, rng)]
+    x = b.into.add_input(TensorType.of(inputs[0]))
+    outputs = []
+    for into in STORED:
+        for scale in (1.0, 0.37, 3e-5, 1e30):
+            zero = number(rng.integers(0, 127), into)
+            outputs.append(b.quantize(x, number(scale, DType.F32), zero))
+    assert_exact(b, outputs, inputs, target)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_tables_at_every_entry(target: str) -> None:
+    """Every value of the 8-bit types and of i16, in tables of every width."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("tables")
+    inputs, outputs = [], []
+    for source in (DType.I8, DType.U8, DType.I16):
+        limits = np.iinfo(source.numpy)
+        inputs.append(np.arange(limits.min, limits.max + 1).astype(source.numpy))
+        x = b.into.add_input(TensorType.of(inputs[-1]))
+        for kind in STORED:
+            low, high = np.iinfo(kind.numpy).min, np.iinfo(kind.numpy).max
+            entries = rng.integers(low, high + 1, 129 if source is DType.I16 else 256)
+            entries[:2] = low, high
+            for into in STORED:
+                outputs.append(b.lookup(x, table=tuple(map(int, entries)), dtype=into))
+    assert_exact(b, outputs, inputs, target)
