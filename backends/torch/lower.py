@@ -46,7 +46,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-class _Lowering:
+class Lowering:
     """Fills one fx graph; fusion bodies are laid out in place."""
 
     def __init__(self) -> None:
@@ -54,19 +54,24 @@ class _Lowering:
         self.fx = fx.Graph()
         self.attribute_names: set[str] = set()
 
-    def constant(self, op: Op) -> fx.Node:
-        name = base = "w_" + re.sub(r"\W", "_", op.attrs["name"] or "constant")
+    def hold(self, name: str, tensor: Tensor, *, parameter: bool = False, gradient: bool = False) -> str:
+        """Give the module a parameter or a buffer; returns its name, with a number behind it where it was taken."""
+        name = base = re.sub(r"\W", "_", name)
         count = 0
         while name in self.attribute_names:
             count += 1
             name = f"{base}_{count}"
         self.attribute_names.add(name)
-        tensor = to_torch(op.attrs["value"])
-        if op.attrs["name"] and tensor.is_floating_point():
-            self.root.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        if parameter:
+            self.root.register_parameter(name, nn.Parameter(tensor, requires_grad=gradient))
         else:
             self.root.register_buffer(name, tensor)
-        return self.fx.get_attr(name)
+        return name
+
+    def constant(self, op: Op) -> fx.Node:
+        tensor = to_torch(op.attrs["value"])
+        learns = bool(op.attrs["name"]) and tensor.is_floating_point()
+        return self.fx.get_attr(self.hold("w_" + (op.attrs["name"] or "constant"), tensor, parameter=learns))
 
     def call(self, op: Op, operands: tuple[fx.Node, ...]) -> list[fx.Node]:
         if op.name not in TABLE:
@@ -76,6 +81,10 @@ class _Lowering:
         if len(op.results) == 1:
             return [node]
         return [self.fx.call_function(operator.getitem, (node, index)) for index in range(len(op.results))]
+
+    def result(self, node: fx.Node, value: Value) -> fx.Node:
+        """What the module returns for an output of the graph."""
+        return node
 
     def lay_out(self, graph: Graph, inputs: list[fx.Node]) -> list[fx.Node]:
         """Add the nodes of a graph; returns those of its outputs."""
@@ -101,11 +110,16 @@ def to_module(graph: Graph) -> fx.GraphModule:
     Raises:
         CompileError: an operation has no torch function.
     """
-    lowering = _Lowering()
+    return build(graph, Lowering())
+
+
+def build(graph: Graph, lowering: Lowering) -> fx.GraphModule:
+    """Lay out a graph and make a module of it."""
     inputs: list[Any] = []
     for index, value in enumerate(graph.inputs):
         inputs.append(lowering.fx.placeholder(re.sub(r"\W", "_", value.hint) if value.hint else f"x{index}"))
-    lowering.fx.output(tuple(lowering.lay_out(graph, inputs)))
+    nodes = lowering.lay_out(graph, inputs)
+    lowering.fx.output(tuple(map(lowering.result, nodes, graph.outputs)))
     return fx.GraphModule(lowering.root, lowering.fx)
 
 
