@@ -88,8 +88,9 @@ def compile(
     Raises:
         CompileError: what could not be compiled, where it is, and what would help.
     """
-    from secateur.backends.cpu.compile import compile_graph
+    from secateur.backends.cpu.compile import Options, compile_graph
     from secateur.frontends.open import import_model
 
     graph = import_model(model, example_inputs)
-    return compile_graph(graph, target=target, pipeline=pipeline, threads=threads, cc=cc, name=name, progress=progress)
+    options = Options(target=target, pipeline=pipeline, threads=threads, cc=cc, name=name)
+    return compile_graph(graph, options, progress)

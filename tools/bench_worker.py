@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from secateur.backends.artifact import install
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.frontends.open import import_model
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph
@@ -103,7 +103,7 @@ def _artefact(
         return
     for path in load:
         load_pass(path)
-    program = compile_graph(graph, target=target, threads=entry.threads, pipeline=pipeline, cc=cc)
+    program = compile_graph(graph, Options(target, pipeline, entry.threads, cc))
     program.save(entry.folder / "artefact")
 
 

@@ -9,12 +9,12 @@ is compared, kernel by kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.interpret import check_inputs, run
 from secateur.ir.rewrite import Rule, gated
@@ -97,7 +97,7 @@ def bisect(
     passes: Sequence[Pass],
     tolerance: float,
     *,
-    compile: dict[str, Any] | None = None,
+    compile: Options | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Search:
     """Run passes one by one until the results leave the tolerance, then look closer.
@@ -105,7 +105,7 @@ def bisect(
     Args:
         graph: left as it is.
         inputs: tensors that fit it.
-        compile: arguments of `compile_graph`, to compile what the passes leave; None leaves the compiler out.
+        compile: how to compile what the passes leave; None leaves the compiler out.
         progress: called with what is being done, and its share done, 0 to 1.
 
     Raises:
@@ -267,14 +267,14 @@ def _values(graph: Graph, inputs: Arrays) -> Iterator[tuple[Op, Value, np.ndarra
 # Compiled code ------------------------------------------------------------------------------------
 
 
-def run_compiled(graph: Graph, inputs: Arrays, compile: dict[str, Any]) -> list[np.ndarray]:
+def run_compiled(graph: Graph, inputs: Arrays, compile: Options) -> list[np.ndarray]:
     """The results of a graph that has been through all passes, compiled."""
-    results = compile_graph(graph, **{**compile, "pipeline": "none"})(*inputs)
+    results = compile_graph(graph, replace(compile, pipeline="none"))(*inputs)
     return list(results) if isinstance(results, tuple) else [results]
 
 
 def _check_compiled(
-    search: Search, graph: Graph, inputs: Arrays, want: Arrays, tolerance: float, compile: dict[str, Any]
+    search: Search, graph: Graph, inputs: Arrays, want: Arrays, tolerance: float, compile: Options
 ) -> None:
     try:
         error, reason = distance(run_compiled(graph, inputs, compile), want), ""
@@ -287,7 +287,7 @@ def _check_compiled(
         search.finding = Finding(COMPILED, error, reason=reason, **given)
 
 
-def _first_wrong_kernel(graph: Graph, inputs: Arrays, tolerance: float, compile: dict[str, Any]) -> dict[str, Any]:
+def _first_wrong_kernel(graph: Graph, inputs: Arrays, tolerance: float, compile: Options) -> dict[str, Any]:
     """Compiles again with every intermediate value as a result, and compares them in order."""
     exposed = graph.clone()
     ops = [op for op in exposed.ops if op.name != "constant"]

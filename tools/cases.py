@@ -15,10 +15,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from secateur.backends.cpu.compile import Options
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph
 from secateur.ir.interpret import run
@@ -37,12 +37,12 @@ class Check:
 
     Attributes:
         passes: run in order; none with `compile`.
-        compile: arguments of `compile_graph`; None where only passes are checked.
+        compile: how to compile; None where only passes are checked.
     """
 
     passes: Sequence[Pass]
     tolerance: float
-    compile: dict[str, Any] | None = None
+    compile: Options | None = None
 
     def verdict(self, graph: Graph, inputs: Sequence[np.ndarray]) -> str:
         """`right`, `wrong`, `raises TYPE` of what is checked, or `invalid` where the program itself cannot run."""
@@ -93,7 +93,7 @@ def read_case(path: str | Path) -> tuple[Graph, list[np.ndarray], Check]:
     if not tolerance or not (passes or "\n// compiled\n" in text):
         raise CompileError(f"{path} has no lines `// passes:` and `// tolerance:`", hint="secateur reduce writes them")
     check = Check([make_pass(word) for word in passes[1].split()] if passes else [], float(tolerance[1]))
-    return graph, read_inputs(text), check if passes else Check([], check.tolerance, {})
+    return graph, read_inputs(text), check if passes else Check([], check.tolerance, Options())
 
 
 def read_inputs(text: str) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ import torch
 from rich.panel import Panel
 
 from secateur.backends.artifact import Program
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.frontends.open import import_model
 from secateur.ir.diagnostics import CompileError
 from secateur.passes.manager import optimize
@@ -132,7 +132,7 @@ def compile_encoder(output: Path, threads: int, progress: Tracker) -> tuple[torc
     graph = import_model(model, inputs)
     progress("importing with torch.export", 1.0)
     imported = time.perf_counter()
-    program = compile_graph(graph, threads=threads, progress=progress)
+    program = compile_graph(graph, Options(threads=threads), progress)
     compiled = time.perf_counter()
     folder = program.save(output / "minilm")
     progress("drawing")

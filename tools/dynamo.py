@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from secateur.backends.artifact import Program
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.frontends.torch_export import import_module
 from secateur.ir.diagnostics import CompileError, nearest
 
@@ -133,7 +133,7 @@ class _Piece:
             try:
                 with torch.no_grad():
                     graph = import_module(_Frozen(self.module, self.frozen), tuple(given))
-                program = compile_graph(graph, **self.options)
+                program = compile_graph(graph, Options(**self.options))
                 if any(isinstance(item, torch.Tensor) for item in given):
                     return program
                 reason = "it takes no tensors"

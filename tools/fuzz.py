@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from secateur.backends.cpu.compile import PIPELINE, compile_graph
+from secateur.backends.cpu.compile import PIPELINE, Options, compile_graph
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Op, Value, copy_ops
 from secateur.ir.interpret import interpret, run_op
@@ -191,7 +191,7 @@ def _run_compiled(cases: Sequence[Case], target: str, threads: int) -> list[list
         copy_ops(case.graph.ops, whole, mapping)
         outputs += [mapping[value] for value in case.graph.outputs]
     whole.outputs = outputs
-    program = compile_graph(whole, target=target, threads=threads)
+    program = compile_graph(whole, Options(target=target, threads=threads))
     results = program(*(array for case in cases for array in case.inputs))
     left = iter(results if isinstance(results, tuple) else (results,))
     return [[next(left) for _ in case.graph.outputs] for case in cases]

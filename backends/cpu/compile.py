@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,45 @@ _WORDS = """asm auto break case char const continue default do double else enum 
 _TAKEN = frozenset(_WORDS.split())
 
 
-def compile_graph(
-    graph: Graph,
-    *,
-    target: str = "native",
-    pipeline: str | Sequence[str | Pass] = "default",
-    threads: int | None = None,
-    cc: str | None = None,
-    name: str = "model",
-    progress: Progress | None = None,
-) -> Program:
-    """Compile a graph to native code in a temporary folder and open it.
+@dataclass(frozen=True)
+class Options:
+    """How a graph is compiled.
 
-    Args:
-        graph: left as it is.
+    Attributes:
         target: a name of `TARGETS`, or `native`.
-        pipeline: what runs before the backend's own passes.
+        pipeline: what runs before the backend's own passes: a pipeline's name, or a list of passes.
         threads: fixed number of threads; by default chosen when the program is loaded: one for each
             processor that the process may use.
         cc: the C compiler.
         name: prefix of all C symbols, lower-case letters, digits and underscores.
+
+    Raises:
+        CompileError: a name or a number of threads that cannot be.
+    """
+
+    target: str = "native"
+    pipeline: str | Sequence[str | Pass] = "default"
+    threads: int | None = None
+    cc: str | None = None
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", self.name):
+            raise CompileError(f"name {self.name!r} must be lower-case letters, digits and underscores")
+        if self.name in _TAKEN or self.name.startswith("kernels_"):
+            raise CompileError(f"the name {self.name!r} means something else in C or in the artefact")
+        if self.threads is not None and not 1 <= self.threads <= 256:
+            raise CompileError(f"threads must be 1 to 256, got {self.threads}")
+
+
+DEFAULTS = Options()
+
+
+def compile_graph(graph: Graph, options: Options = DEFAULTS, progress: Progress | None = None) -> Program:
+    """Compile a graph to native code in a temporary folder and open it.
+
+    Args:
+        graph: left as it is.
         progress: called with a stage and its share done, 0..1.
 
     Raises:
@@ -59,16 +79,7 @@ def compile_graph(
     """
     folder = tempfile.TemporaryDirectory(prefix="secateur-", ignore_cleanup_errors=True)
     try:
-        compile_to(
-            Path(folder.name),
-            graph,
-            target=target,
-            pipeline=pipeline,
-            threads=threads,
-            cc=cc,
-            name=name,
-            progress=progress,
-        )
+        compile_to(Path(folder.name), graph, options, progress)
         program = load(folder.name)
     except CompileError as error:
         if "the C compiler failed" not in error.message:
@@ -80,36 +91,20 @@ def compile_graph(
     return program
 
 
-def compile_to(
-    folder: Path,
-    graph: Graph,
-    *,
-    target: str = "native",
-    pipeline: str | Sequence[str | Pass] = "default",
-    threads: int | None = None,
-    cc: str | None = None,
-    name: str = "model",
-    progress: Progress | None = None,
-) -> None:
+def compile_to(folder: Path, graph: Graph, options: Options = DEFAULTS, progress: Progress | None = None) -> None:
     """Write the artefact of a graph into an existing folder. Arguments and errors as `compile_graph`."""
     start = time.perf_counter()
     report = progress or (lambda stage, share: None)
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
-        raise CompileError(f"name {name!r} must be lower-case letters, digits and underscores")
-    if name in _TAKEN or name.startswith("kernels_"):
-        raise CompileError(f"the name {name!r} means something else in C or in the artefact")
-    if threads is not None and not 1 <= threads <= 256:
-        raise CompileError(f"threads must be 1 to 256, got {threads}")
-    machine, compiler = find_target(target), find_compiler(cc)
+    name, count = options.name, options.threads or 0
+    machine, compiler = find_target(options.target), find_compiler(options.cc)
     inputs, outputs = _describe(graph.inputs), _describe(graph.outputs)
-    manager = PassManager([*resolve(pipeline), *resolve(PIPELINE)])
+    manager = PassManager([*resolve(options.pipeline), *resolve(PIPELINE)])
     optimized = manager.run(graph.clone())
     report("passes", 1.0)
     legalize(optimized, machine)
     program = lower(optimized, machine, lambda share: report("kernels", share))
     arena_bytes = plan(program)
     kernels, buffers = _kernels(program), _memory(program)
-    count = threads or 0
     written = emit(program, folder, name, arena_bytes, count)
     report("kernels", 1.0)
     build(folder, written.sources, f"lib{name}.so", machine, compiler, lambda share: report("C compiler", share))

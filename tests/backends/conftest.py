@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from secateur.backends.artifact import load
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.ir.builder import Builder
 from secateur.ir.draw import Draw
 from secateur.ir.interpret import run_op
@@ -65,7 +65,7 @@ def compile_and_compare(
             outputs += op.results
             expected += run_op(op, sample.operands)
             labels += [f"{name}, seed {seed + number}: {op} {sample.attrs}"] * len(op.results)
-    program = compile_graph(b.returns(*outputs), pipeline="none", target=target, cc=cc)
+    program = compile_graph(b.returns(*outputs), Options(pipeline="none", target=target, cc=cc))
     actual = program(*inputs)
     for got, wanted, label in zip(actual, expected, labels, strict=True):
         assert_close(got, wanted, label)

@@ -22,7 +22,7 @@ import pytest
 import secateur
 from secateur.backends.artifact import MANIFEST, Program, _seal, load, write_manifest
 from secateur.backends.cpu import lower
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.target import find_target
 from secateur.backends.cpu.toolchain import find_compiler
 from secateur.ir.builder import Builder
@@ -55,7 +55,7 @@ def network_inputs(rng: np.random.Generator) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return compile_graph(network(SEED), threads=2)
+    return compile_graph(network(SEED), Options(threads=2))
 
 
 @pytest.fixture
@@ -421,7 +421,7 @@ def test_impossible_threads(folder: Path, threads: int) -> None:
     with pytest.raises(CompileError, match=f"threads must be 1 to 256, got {threads}"):
         load(folder, threads)
     with pytest.raises(CompileError, match=f"threads must be 1 to 256, got {threads}"):
-        compile_graph(network(1), threads=threads)
+        compile_graph(network(1), Options(threads=threads))
 
 
 # Folders that cannot be written -------------------------------------------------------------------
@@ -568,7 +568,7 @@ def test_many_programs_at_once(folder: Path, rng: np.random.Generator) -> None:
     inputs = network_inputs(rng)
     expected = load(folder)(*inputs)
     programs = [load(folder, 1 + number % 3) for number in range(12)]
-    others = [compile_graph(network(SEED + 1), threads=1)]
+    others = [compile_graph(network(SEED + 1), Options(threads=1))]
     different = others[0](*inputs)
     assert not np.array_equal(different[0], expected[0])
     for each in programs:

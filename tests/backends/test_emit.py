@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from secateur.backends.artifact import MANIFEST, load
-from secateur.backends.cpu.compile import compile_graph, compile_to
+from secateur.backends.cpu.compile import Options, compile_graph, compile_to
 from secateur.backends.cpu.emit import indent
 from secateur.backends.cpu.plan import ALIGNMENT
 from secateur.ir.builder import Builder
@@ -62,7 +62,7 @@ def hostile_graph(text: str) -> Graph:
 def test_names_of_the_model_stay_out_of_the_c_files(text: str, pipeline: str) -> None:
     graph = hostile_graph(text)
     x = np.random.default_rng(SEED).standard_normal((8, 16), dtype=np.float32)
-    program = compile_graph(graph, pipeline=pipeline)
+    program = compile_graph(graph, Options(pipeline=pipeline))
     for actual, expected in zip(program(x), interpret(graph, x), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     for path in program.folder.iterdir():
@@ -106,7 +106,7 @@ def test_equal_weights_are_stored_once() -> None:
         b = Builder.graph("m", x="i64[4]")
         rows = [b.gather(b.constant(table.copy(), name=f"t{i}"), b["x"], axis=0) for i in range(copies)]
         graph = b.returns(b.concat(*rows, axis=0))
-        program = compile_graph(graph, pipeline="none")
+        program = compile_graph(graph, Options(pipeline="none"))
         sizes.append((program.folder / "weights.bin").stat().st_size)
         assert program.manifest["weights_bytes"] == sizes[-1] and sizes[-1] % ALIGNMENT == 0
         indices = np.array([3, 0, 39, 3])
@@ -128,7 +128,7 @@ def test_source_is_the_same_at_every_compile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["m", "resnet_50", "math", "string", "stdio", "main", "kernel", "a" * 41])
 def test_the_name_prefixes_files_and_functions(tmp_path: Path, name: str) -> None:
     b = Builder.graph("m", x="f32[4]")
-    compile_to(tmp_path, b.returns(b.tanh(b["x"])), name=name)
+    compile_to(tmp_path, b.returns(b.tanh(b["x"])), Options(name=name))
     files = {path.name for path in tmp_path.iterdir()}
     assert {f"{name}.c", f"{name}.h", f"lib{name}.so", "secateur.h", "program.h", "pool.c"} <= files
     header = (tmp_path / f"{name}.h").read_text()
@@ -142,7 +142,7 @@ def test_the_name_prefixes_files_and_functions(tmp_path: Path, name: str) -> Non
 def test_names_that_are_no_prefix(tmp_path: Path, name: str) -> None:
     b = Builder.graph("m", x="f32[4]")
     with pytest.raises(CompileError, match="must be lower-case letters, digits and underscores"):
-        compile_to(tmp_path, b.returns(b.tanh(b["x"])), name=name)
+        compile_to(tmp_path, b.returns(b.tanh(b["x"])), Options(name=name))
     assert not list(tmp_path.iterdir())
 
 
@@ -150,7 +150,7 @@ def test_names_that_are_no_prefix(tmp_path: Path, name: str) -> None:
 def test_names_that_are_taken(tmp_path: Path, name: str) -> None:
     b = Builder.graph("m", x="f32[4]")
     with pytest.raises(CompileError, match=f"the name '{name}' means something else in C or in the artefact"):
-        compile_to(tmp_path, b.returns(b.tanh(b["x"])), name=name)
+        compile_to(tmp_path, b.returns(b.tanh(b["x"])), Options(name=name))
     assert not list(tmp_path.iterdir())
 
 
@@ -172,7 +172,7 @@ def test_all_that_an_op_without_a_kernel_says() -> None:
     op: Op = next(graph.ops)
     op.name = "frobnicate"
     with pytest.raises(CompileError, match="frobnicate"):
-        compile_graph(graph, pipeline="none")
+        compile_graph(graph, Options(pipeline="none"))
 
 
 def test_generated_code_is_indented_by_its_braces() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.kernel import draw, together
 from secateur.backends.cpu.lower import families
 from secateur.ir.interpret import interpret
@@ -22,7 +22,7 @@ def test_examples(name: str) -> None:
     whole = together(examples, rng)
     inputs = [draw(value.type, rng) for value in whole.inputs]
     expected = interpret(whole, *inputs)
-    program = compile_graph(whole, pipeline="none")
+    program = compile_graph(whole, Options(pipeline="none"))
     used = [row["family"] for row in program.manifest["kernels"]]
     assert used.count(name) == len(examples), used
     results = program(*inputs)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.kernel import Kernel
 from secateur.backends.cpu.legalize import legalize
 from secateur.backends.cpu.lower import Lowered, Step, lower
@@ -317,7 +317,7 @@ def test_random_graphs_compute_what_the_interpreter_does(pipeline: str) -> None:
         graph = random_graph(draw, 60)
         inputs = [draw.rng.standard_normal(value.shape).astype(np.float32) for value in graph.inputs]
         kept = [array.copy() for array in inputs]
-        program = compile_graph(graph, pipeline=pipeline, threads=2)
+        program = compile_graph(graph, Options(pipeline=pipeline, threads=2))
         for _ in range(2):
             for actual, expected in zip(program(*inputs), interpret(graph, *inputs), strict=True):
                 scale = max(1.0, float(np.abs(expected).max()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.kernel import draw
 from secateur.ir.interpret import interpret
 from secateur.ir.text import parse
@@ -86,7 +86,7 @@ def test_compiled_right(name: str) -> None:
     graph = parse(CASES[name])
     rng = np.random.default_rng(SEED)
     inputs = [draw(value.type, rng) for value in graph.inputs]
-    actual = compile_graph(graph, threads=2)(*inputs)
+    actual = compile_graph(graph, Options(threads=2))(*inputs)
     expected = interpret(graph, *inputs)
     for got, wanted in zip(actual if isinstance(actual, tuple) else (actual,), expected, strict=True):
         np.testing.assert_allclose(got, wanted, 1e-5, 1e-5, err_msg=f"seed {SEED}")

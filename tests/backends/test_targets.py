@@ -17,7 +17,7 @@ import pytest
 import secateur
 from secateur.backends.artifact import MANIFEST, load
 from secateur.backends.cpu import target as targets
-from secateur.backends.cpu.compile import compile_graph, compile_to
+from secateur.backends.cpu.compile import Options, compile_graph, compile_to
 from secateur.backends.cpu.target import TARGETS, find_target, missing_features, native_target
 from secateur.backends.cpu.toolchain import find_compiler
 from secateur.ir.builder import Builder
@@ -103,7 +103,7 @@ def test_without_features_native_is_generic(bare_processor: None) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="features of x86-64")
 def test_a_program_for_features_this_machine_lacks(tmp_path: Path, bare_processor: None) -> None:
-    compile_to(tmp_path, small_graph(), target="x86-64-v3")
+    compile_to(tmp_path, small_graph(), Options(target="x86-64-v3"))
     with pytest.raises(CompileError, match=r"needs CPU features this machine lacks: avx, avx2, .*fma") as caught:
         load(tmp_path)
     assert "--target generic" in caught.value.hint
@@ -113,7 +113,7 @@ def test_a_program_for_features_this_machine_lacks(tmp_path: Path, bare_processo
 def test_cross_compilation(tmp_path: Path, name: str, machine: str, number: int) -> None:
     if not importlib.util.find_spec("ziglang"):
         pytest.skip("needs ziglang's clang")
-    compile_to(tmp_path, small_graph(), target=name)
+    compile_to(tmp_path, small_graph(), Options(target=name))
     header = (tmp_path / "libmodel.so").read_bytes()[:20]
     assert header[:4] == b"\x7fELF" and int.from_bytes(header[18:20], "little") == number
     if machine != platform.machine():
@@ -173,7 +173,7 @@ def kept_folder(error: CompileError) -> Path:
 )
 def test_a_failing_compiler_is_quoted_and_the_source_kept(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(CompileError, match="the C compiler failed") as caught:
-        compile_graph(small_graph(), cc=script(tmp_path / "cc", text))
+        compile_graph(small_graph(), Options(cc=script(tmp_path / "cc", text)))
     assert message in caught.value.message
     folder = kept_folder(caught.value)
     try:
@@ -186,14 +186,14 @@ def test_a_failing_compiler_is_quoted_and_the_source_kept(tmp_path: Path, text: 
 def test_a_flood_of_messages_is_cut(tmp_path: Path) -> None:
     cc = script(tmp_path / "cc", "#!/bin/sh\nfor i in $(seq 500); do echo line $i >&2; done\nexit 1\n")
     with pytest.raises(CompileError) as caught:
-        compile_graph(small_graph(), cc=cc)
+        compile_graph(small_graph(), Options(cc=cc))
     shutil.rmtree(kept_folder(caught.value))
     assert "line 1\n" in caught.value.message and len(caught.value.message.splitlines()) < 40
 
 
 def test_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CompileError, match="C compiler 'no-such-cc' is not on the PATH"):
-        compile_graph(small_graph(), cc="no-such-cc -O9")
+        compile_graph(small_graph(), Options(cc="no-such-cc -O9"))
     monkeypatch.setenv("CC", "/nowhere/cc")
     with pytest.raises(CompileError, match="C compiler '/nowhere/cc' is not on the PATH"):
         compile_graph(small_graph())

@@ -80,14 +80,14 @@ def test_the_everyday_passes_are_fine(host: Graph, tensors: list[np.ndarray]) ->
 def test_a_wrong_kernel_is_found(host: Graph, tensors: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler gets to see every cosine as a sine."""
 
-    def miscompile(graph: Graph, **options: object) -> object:
+    def miscompile(graph: Graph, options: cpu.Options) -> object:
         graph = graph.clone()
         for op in graph.walk():
             op.name = "sin" if op.name == "cos" else op.name
-        return cpu.compile_graph(graph, **options)  # type: ignore[arg-type]
+        return cpu.compile_graph(graph, options)
 
     monkeypatch.setattr("secateur.tools.bisect.compile_graph", miscompile)
-    found = bisect(host, tensors, [], 1e-3, compile={"threads": 1}).finding
+    found = bisect(host, tensors, [], 1e-3, compile=cpu.Options(threads=1)).finding
     assert found is not None and found.culprit == COMPILED
     assert found.op.startswith("cos(") and [op.name for op in found.graph.ops] == ["cos"]
 

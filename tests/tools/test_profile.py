@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secateur.backends.cpu.compile import compile_graph
+from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.profile import Limits, machine_limits, profile
 from secateur.backends.cpu.target import native_target
 from secateur.ir.builder import Builder
@@ -24,7 +24,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     b = Builder.graph("net", x="f32[32,64]")
     hidden = b.relu(b.linear(b["x"], rng.standard_normal((96, 64)).astype(np.float32)))
     graph = b.returns(b.softmax(b.linear(hidden, rng.standard_normal((10, 96)).astype(np.float32)), axis=1))
-    return compile_graph(graph, threads=2).save(tmp_path_factory.mktemp("profile") / "net")
+    return compile_graph(graph, Options(threads=2)).save(tmp_path_factory.mktemp("profile") / "net")
 
 
 @pytest.fixture(autouse=True)

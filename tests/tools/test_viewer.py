@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secateur.backends.cpu.compile import compile_to
+from secateur.backends.cpu.compile import Options, compile_to
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph
@@ -213,7 +213,7 @@ def test_nothing_from_a_model_becomes_markup_or_script() -> None:
 def test_an_artefact_shows_code_and_memory(tmp_path: Path) -> None:
     folder = tmp_path / "net"
     folder.mkdir()
-    compile_to(folder, module(3), threads=1)
+    compile_to(folder, module(3), Options(threads=1))
     story = tell_artifact(folder)
     scene = story.scenes[0]
     check_layers(scene)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secateur.backends.cpu.compile import compile_to
+from secateur.backends.cpu.compile import Options, compile_to
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import Span
 from secateur.ir.graph import Graph
@@ -187,7 +187,7 @@ def test_every_colour_is_drawn(opened: Opener, scheme: str, tmp_path: Path) -> N
 def test_an_artefact_shows_code_and_memory(opened: Opener, tmp_path: Path) -> None:
     folder = tmp_path / "net"
     folder.mkdir()
-    compile_to(folder, network(3), threads=1)
+    compile_to(folder, network(3), Options(threads=1))
     steps = len(tell_artifact(folder).extra["memory"]["leaves"])
     rows = [{"step": number, "seconds": 1e-3 * (number + 1), "share": 0.5} for number in range(steps)]
     page = opened(tell_artifact(folder, {"rows": rows}))

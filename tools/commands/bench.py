@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.backends.cpu.compile import compile_to
+from secateur.backends.cpu.compile import Options, compile_to
 from secateur.backends.cpu.kernel import draw, together
 from secateur.backends.cpu.lower import families
 from secateur.backends.cpu.profile import profile
@@ -77,7 +77,7 @@ def bench_kernels(args: argparse.Namespace, ui: Ui) -> None:
     examples = [example for item in families().values() for example in item.examples]
     graph = together(examples, rng)
     with ui.progress() as progress, tempfile.TemporaryDirectory(prefix="secateur-kernels-") as folder:
-        compile_to(Path(folder), graph, target=args.target, pipeline="none", threads=args.threads, cc=args.cc)
+        compile_to(Path(folder), graph, Options(args.target, "none", args.threads, args.cc))
         inputs = [draw(value.type, rng) for value in graph.inputs]
         result = profile(Path(folder), inputs, args.threads, args.rounds * args.seconds, progress)
     ui.report(result.as_json(), profile_table(result, len(result.rows)))

@@ -63,7 +63,7 @@ def searched(graph: Graph, args: argparse.Namespace, ui: Ui) -> tuple[Search, li
     """The search that the options ask for, and the tensors it used."""
     inputs = tensors(graph, args)
     passes: list[Pass] = resolve([*chosen_passes(args), *([] if args.passes_only else resolve("cpu"))])
-    compile = None if args.passes_only else {**settings(args), "pipeline": "none"}
+    compile = None if args.passes_only else settings(args)
     with ui.progress() as progress:
         return bisect(graph, inputs, passes, args.tolerance, compile=compile, progress=progress), inputs
 

@@ -8,12 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 
 from secateur.backends.artifact import MANIFEST, Program, Report, make_report, read_manifest
-from secateur.backends.cpu.compile import compile_graph, compile_to
+from secateur.backends.cpu.compile import Options, compile_graph, compile_to
 from secateur.ir.diagnostics import CompileError
 from secateur.tools.commands.opt import add_pass_options, chosen_passes
 from secateur.tools.console import Ui, duration, size, table
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     with written_beside(output, MANIFEST) as fresh:
         graph = open_graph(args.model, ui)
         with ui.progress() as progress, source_kept(fresh, output):
-            compile_to(fresh, graph, **settings(args), progress=progress)
+            compile_to(fresh, graph, settings(args), progress)
     seconds = time.perf_counter() - start
     report = make_report(read_manifest(output))
     bytes = {item.name: item.stat().st_size for item in sorted(output.iterdir()) if item.is_file()}
@@ -66,22 +65,16 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     )
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_compile_options` gathered, as arguments of the compiler."""
-    return {
-        "target": args.target,
-        "pipeline": chosen_passes(args),
-        "threads": args.threads,
-        "cc": args.cc,
-        "name": args.name,
-    }
+def settings(args: argparse.Namespace) -> Options:
+    """What `add_compile_options` gathered."""
+    return Options(args.target, chosen_passes(args), args.threads, args.cc, args.name)
 
 
 def compile_model(name: str, args: argparse.Namespace, ui: Ui) -> Program:
     """Import and compile what the command line names, showing progress."""
     graph = open_graph(name, ui)
     with ui.progress() as progress:
-        return compile_graph(graph, **settings(args), progress=progress)
+        return compile_graph(graph, settings(args), progress)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
 def check_of(found: Finding, args: argparse.Namespace) -> Check:
     """What shows the failure of a finding again."""
     if found.culprit == COMPILED:
-        return Check([], args.tolerance, {**settings(args), "pipeline": "none"})
+        return Check([], args.tolerance, settings(args))
     return Check([make_pass(found.culprit)], args.tolerance)
 
 
