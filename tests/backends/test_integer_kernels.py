@@ -1,4 +1,4 @@
-"""Integer kernels agree with the interpreter to the last bit: drawn instances, extremes, every target of this machine."""
+"""Integer kernels agree with the interpreter to the last bit, at the extremes and on every target of this machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from secateur.backends.cpu.compile import Options, compile_graph
-from secateur.backends.cpu.target import TARGETS, missing_features
+from secateur.backends.cpu.lower import lower
+from secateur.backends.cpu.target import TARGETS, find_target, missing_features
 from secateur.ir.builder import Builder
 from secateur.ir.graph import Graph, Value
 from secateur.ir.interpret import interpret
 from secateur.ir.types import FLOATS, INTS, DType, TensorType
+from secateur.passes.manager import PassManager, resolve
 
 SEED = int(np.random.default_rng().integers(1 << 30))
 HERE = [t.name for t in TARGETS.values() if t.machine == platform.machine() and not missing_features(t.features)]
@@ -126,3 +128,55 @@ def test_tables_at_every_entry(target: str) -> None:
             for into in STORED:
                 outputs.append(b.lookup(x, table=tuple(map(int, entries)), dtype=into))
     assert_exact(b, outputs, inputs, target)
+
+
+def limits_of(dtype: DType, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Numbers of the whole range of a type, its extremes more often."""
+    low, high = np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max
+    values = rng.integers(low, high + 1, shape)
+    return np.where(rng.random(shape) < 0.3, rng.choice([low, high], shape), values).astype(dtype.numpy)
+
+
+# images, height, width, channels, kernel, stride, dilation, padding
+WINDOWS = [
+    (1, 7, 7, 48, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    (2, 8, 9, 17, (3, 3), (1, 1), (1, 1), (1, 0, 2, 1)),
+    (1, 14, 14, 32, (3, 3), (2, 2), (1, 1), (0, 0, 1, 1)),
+    (1, 13, 29, 5, (5, 5), (1, 1), (1, 1), (2, 2, 2, 2)),
+    (2, 9, 6, 33, (5, 5), (2, 2), (1, 1), (2, 2, 2, 2)),
+    (1, 7, 7, 64, (7, 7), (1, 1), (1, 1), (0, 0, 0, 0)),
+    (1, 12, 12, 16, (7, 7), (1, 1), (1, 1), (3, 3, 3, 3)),
+    (1, 10, 11, 20, (3, 2), (1, 2), (2, 3), (2, 0, 1, 3)),
+    (1, 1, 40, 16, (1, 4), (1, 3), (1, 1), (0, 2, 0, 2)),
+    (1, 6, 6, 3, (2, 2), (2, 2), (1, 1), (0, 0, 0, 0)),
+    (1, 3, 300, 400, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_depthwise(target: str) -> None:
+    """Windows of every kind, bare and requantised, with the largest products there are."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("depthwise")
+    inputs, outputs = [], []
+    for n, height, width, channels, kernel, stride, dilation, padding in WINDOWS:
+        for dtype in (DType.U8, DType.I8):
+            inputs.append(limits_of(dtype, (n, height, width, channels), rng))
+            x = b.into.add_input(TensorType.of(inputs[-1]))
+            attrs = {"stride": stride, "dilation": dilation, "padding": padding, "groups": channels}
+            weight = limits_of(DType.I8, (channels, 1, *kernel), rng)
+            bias = limits_of(DType.I32, (channels,), rng)
+            plain = b.conv(x, weight, channels_last=True, **attrs)
+            biased = b.conv(x, weight, bias, channels_last=True, pad_value=int(limits_of(dtype, (), rng)), **attrs)
+            multiplier = rng.integers(1 << 20, 1 << 31, channels).astype(np.int32)
+            zero = number(rng.integers(0, 127), dtype)
+            outputs += [plain, b.rescale(biased, multiplier, zero, shift=46)]
+    graph = assert_exact(b, outputs, inputs, target)
+    used = chosen(graph, target)
+    assert used.count("depthwise_integer") == len(outputs), used
+
+
+def chosen(graph: Graph, target: str) -> list[str]:
+    """The kernel families a graph is compiled to."""
+    program = lower(PassManager(resolve("cpu")).run(graph.clone()), find_target(target))
+    return [step.family for step in program.steps]

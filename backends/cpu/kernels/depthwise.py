@@ -70,6 +70,8 @@ def _match(job: Job) -> str:
         return "not channels-last 2-D"
     if op.result.type.dtype not in DTYPES or (op.name == "avg_pool" and not op.result.type.dtype.is_float):
         return f"element type {op.result.type.dtype}"
+    if op.operands[0].type.dtype is not op.result.type.dtype:
+        return f"{op.operands[0].type.dtype} into {op.result.type.dtype}"
     if op.result.type.numel == 0 or op.operands[0].type.numel == 0:
         return "empty"
     if op.name == "conv":
@@ -88,7 +90,7 @@ def _cost(job: Job) -> float:
     return pixels * vectors * (item.kernel[0] * item.kernel[1] * 1.5 + 6) + 500.0
 
 
-def _epilogue(job: Job) -> Epilogue:
+def depthwise_epilogue(job: Job) -> Epilogue:
     op = job.anchor
     channels = op.result.shape[3]
     bias = op.operands[2] if op.name == "conv" and len(op.operands) > 2 else None
@@ -97,7 +99,7 @@ def _epilogue(job: Job) -> Epilogue:
 
 def _emit(job: Job) -> Kernel:
     item, op, lanes = window(job), job.anchor, job.target.lanes
-    epilogue = _epilogue(job)
+    epilogue = depthwise_epilogue(job)
     writer = _Writer(job, item, epilogue)
     args: list[int | tuple[str, int] | np.ndarray] = []
     position = job.position(op.operands[0])
