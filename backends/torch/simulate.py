@@ -6,6 +6,9 @@ of quantize and dequantize with respect to the step they share add up to those o
 Learned Step Size Quantization):
 
     d y / d s  =  round(x/s) - x/s   inside the range,   low or high outside.
+
+Outside begins half a step behind the last code, where rounding ends: the largest weight of a channel, which
+lies on that code, is to learn too.
 """
 
 from __future__ import annotations
@@ -63,10 +66,8 @@ def step(ratio: Tensor, start: Tensor, share: float) -> Tensor:
 
 def quantize_codes(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
     """The codes of `x`, in f32: what the operation `quantize` gives, with gradients for `x` and `scale`."""
-    offset = zero.float()
-    clipped = torch.clamp(x / scale, low - offset, high - offset)
-    rounded: Tensor = _Round.apply(clipped)  # type: ignore[no-untyped-call]
-    return rounded + offset
+    rounded: Tensor = _Round.apply(x / scale)  # type: ignore[no-untyped-call]
+    return torch.clamp(rounded + zero.float(), low, high)
 
 
 def lsq_step(values: np.ndarray, high: int, shape: Sequence[int]) -> np.ndarray:

@@ -95,7 +95,8 @@ def test_values_flow_back_exactly(options: dict[str, int], rng: np.random.Genera
     assert losses[-1] < losses[0]
     trained = to_graph(module, graph)
     assert torch.equal(module(x)[0], run(trained, x)[0])
-    np.testing.assert_allclose(interpret(trained, x.numpy())[0], to_numpy(module(x)[0]), atol=1e-5)
+    # Sums in another order may round one code of 288 to its neighbour, which is a step of 0.05 times a weight.
+    np.testing.assert_allclose(interpret(trained, x.numpy())[0], to_numpy(module(x)[0]), atol=0.2)
     codes = [
         op.attrs["value"] for op in trained.find("constant") if op.result.type.dtype is DType.I8 and op.attrs["name"]
     ]
@@ -137,15 +138,15 @@ def test_gradients_of_a_step_are_those_of_lsq(rng: np.random.Generator) -> None:
     upstream = torch.from_numpy(real(rng, 64))
     (y * upstream).sum().backward()
     v = x / 0.25
-    expected = torch.where(v <= -8, -8.0, torch.where(v >= 7, 7.0, v.round() - v))
+    expected = torch.where(v.round() < -8, -8.0, torch.where(v.round() > 7, 7.0, v.round() - v))
     assert ((v < -8).any(), (v > 7).any(), ((v > -8) & (v < 7)).any()) == (True, True, True)
     torch.testing.assert_close(ratio.grad, (expected * upstream).sum() * share / start)
 
 
 def test_gradients_pass_inside_the_range_only() -> None:
-    x = torch.tensor([-9.0, -8.0, 0.3, 7.0, 7.6, 100.0], requires_grad=True)
+    x = torch.tensor([-9.0, -8.0, 0.3, 7.0, 7.4, 7.6, 100.0], requires_grad=True)
     quantize_codes(x, torch.tensor(1.0), torch.zeros((), dtype=torch.int8), -8, 7).sum().backward()
-    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 0, 0]
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 1, 0, 0]
 
 
 def test_gradients_of_steps_per_channel(rng: np.random.Generator) -> None:
