@@ -135,8 +135,12 @@ def _elementwise(draw: Draw, opdef: OpDef, types: list[TensorType | None]) -> li
     if draw.bool(0.1):
         shape = (draw.size(3), *(draw.size(3) if size == 1 else size for size in shape))
     return [
-        type or TensorType(DType.BOOL if is_condition else dtype, draw.choice([shape, draw.broadcastable(shape)]))
-        for type, is_condition in zip(types, condition)
+        type
+        or TensorType(
+            dtype if dtype in spec.dtypes else draw.choice(spec.dtypes),
+            draw.choice([shape, draw.broadcastable(shape)]),
+        )
+        for type, spec in zip(types, opdef.operands)
     ]
 
 

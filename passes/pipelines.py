@@ -15,6 +15,6 @@ PIPELINES: dict[str, list[str]] = {
     "none": [],
     # What every backend wants: no choice of layout, no boxes.
     "default": DEFAULT,
-    # What the CPU backend adds behind it: channels last, and one box a kernel.
-    "cpu": ["merge_linear", "layout", "fold", "cse", "dce", "fuse", "dce"],
+    # What the CPU backend adds behind it: integers, channels last, and one box a kernel.
+    "cpu": ["lower_quantized", "merge_linear", "layout", "fold", "cse", "dce", "fuse", "dce"],
 }

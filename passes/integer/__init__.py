@@ -1,0 +1,1 @@
+"""From quantised values to integer arithmetic: what `lower_quantized` is made of."""

@@ -1,0 +1,126 @@
+"""Functions of one small integer as tables, made from the float operations that they replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from secateur.ir.expr import INTERPOLATED, lookup
+from secateur.ir.graph import Op, Value
+from secateur.ir.interpret import run_op
+from secateur.ir.ops.constant import constant_value
+from secateur.ir.types import DType
+from secateur.passes.integer.fixed_point import ROOM
+
+SEGMENT = 512  # integers between two entries of a table for i16
+DEEPEST = 40  # operations in one table
+FINEST = 12  # bits behind the point of an interpolated table
+
+
+class NoTable(Exception):
+    """Why a value has no table."""
+
+
+def everything(dtype: DType) -> np.ndarray:
+    """Every number of a small integer type, the lowest first."""
+    limits = np.iinfo(dtype.numpy)
+    return np.arange(limits.min, limits.max + 1).astype(dtype.numpy)
+
+
+def sources(root: Value) -> set[Value]:
+    """The dequantised values that a value hangs on through elementwise operations and constants.
+
+    Raises:
+        NoTable: it hangs on something else too, or is too deep.
+    """
+    from secateur.ir.opdef import lookup as definition
+
+    found: set[Value] = set()
+    seen: set[Value] = set()
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if value in seen or constant_value(value) is not None:
+            continue
+        seen.add(value)
+        if value.op is None:
+            raise NoTable("an operand is not quantised")
+        if value.op.name == "dequantize":
+            found.add(value)
+        elif not definition(value.op.name).elementwise or len(seen) > DEEPEST:
+            raise NoTable(f"{value.op.name} has no integer form here")
+        else:
+            stack += value.op.operands
+    return found
+
+
+def evaluate(root: Value, source: Value, integers: np.ndarray) -> np.ndarray:
+    """f of every integer by the operations' own references: `source` is the dequantize that they come in through.
+
+    Raises:
+        NoTable: a constant differs from element to element.
+    """
+    arrays: dict[Value, np.ndarray] = {}
+
+    def run(value: Value) -> np.ndarray:
+        if value not in arrays:
+            arrays[value] = _constant(value) if constant_value(value) is not None else _run(value)
+        return arrays[value]
+
+    def _run(value: Value) -> np.ndarray:
+        assert value.op is not None
+        if value is source:
+            return run_op(value.op, [integers, *(run(operand) for operand in value.op.operands[1:])])[0]
+        return run_op(value.op, [run(operand) for operand in value.op.operands])[0]
+
+    return run(root)
+
+
+def _constant(value: Value) -> np.ndarray:
+    array = constant_value(value)
+    assert array is not None
+    if array.size != 1:
+        raise NoTable("a constant differs from channel to channel")
+    return array.reshape(())
+
+
+def interpolated(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, int]:
+    """(129 entries, bits behind their point) for a function of all 65536 numbers of i16.
+
+    The entries are the least-squares fit of a piecewise linear function, over the numbers whose value lies in
+    low .. high: what the result saturates at does not pull at the rest.
+    """
+    shown = np.clip(np.nan_to_num(values.astype(np.float64)), 2 * low - high, 2 * high - low)
+    weight = np.where((shown >= low - 1) & (shown <= high + 1), 1.0, 1e-6)
+    at = np.arange(values.size)
+    index, part = at // SEGMENT, (at % SEGMENT) / SEGMENT
+    normal = np.zeros((INTERPOLATED, INTERPOLATED))
+    right = np.zeros(INTERPOLATED)
+    shares = ((index, 1 - part), (index + 1, part))
+    for i, a in shares:
+        np.add.at(right, i, weight * a * shown)
+        for j, c in shares:
+            np.add.at(normal, (i, j), weight * a * c)
+    entries = np.linalg.solve(normal, right)
+    steepest = max(float(np.abs(np.diff(entries)).max()) * SEGMENT, float(np.abs(entries).max()), 1.0)
+    bits = min(FINEST, int(np.floor(np.log2(ROOM / steepest))))
+    if bits < 0:
+        raise NoTable("its values leave 32 bits")
+    return np.rint(np.ldexp(entries, bits)).astype(np.int64), bits
+
+
+def worst(table: np.ndarray, bits: int, integers: np.ndarray, wanted: np.ndarray, low: int, high: int) -> int:
+    """By how many steps an interpolated table misses what is wanted, saturated to low .. high."""
+    found = lookup(integers, table.astype(np.int32)).astype(np.int64)
+    found = (found + (1 << bits >> 1)) >> bits
+    return int(np.abs(np.clip(found, low, high) - np.clip(wanted, low, high)).max())
+
+
+Reference = Callable[[np.ndarray], np.ndarray]
+
+
+def quantised(op: Op, values: np.ndarray) -> np.ndarray:
+    """What a quantize with scalar parameters makes of real values."""
+    parameters = [np.asarray(constant_value(value)).reshape(()) for value in op.operands[1:]]
+    return run_op(op, [values.astype(np.float32), *parameters])[0]
