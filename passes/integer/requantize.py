@@ -10,7 +10,16 @@ from secateur.ir.rewrite import Match, Outcome, Refusal, rule
 from secateur.ir.types import DType
 from secateur.passes.integer.fixed_point import compact, integer, rescale, round_off, widened
 from secateur.passes.integer.leaves import SMALL, Leaf, known, leaf, parameters
-from secateur.passes.integer.tables import NoTable, evaluate, everything, interpolated, quantised, sources, worst
+from secateur.passes.integer.tables import (
+    NoTable,
+    evaluate,
+    interpolated,
+    quantised,
+    range_of_change,
+    reals,
+    sources,
+    worst,
+)
 from secateur.passes.integer.tree import Stays, Tree, factor_of, fits, fraction, only_source, used
 
 PIECEWISE = frozenset({"add", "sub", "neg", "maximum", "minimum", "relu", "leaky_relu", "clamp"})
@@ -90,7 +99,7 @@ def _nested(value: Value) -> bool:
 def _lowered(b: Builder, op: Op, value: Value, scale: np.ndarray, zero: np.ndarray) -> Value:
     dtype = op.result.type.dtype
     if (x := leaf(value)) is not None:
-        return _of_leaf(b, x, scale, zero, dtype)
+        return of_leaf(b, x, scale, zero, dtype)
     if not _piecewise_linear(value) and scale.size == 1 and zero.size == 1 and len(sources(value)) == 1:
         return _of_function(b, op, value, int(zero.reshape(())))
     if (product := _of_product(b, value, scale, zero, dtype)) is not None:
@@ -100,7 +109,7 @@ def _lowered(b: Builder, op: Op, value: Value, scale: np.ndarray, zero: np.ndarr
     return round_off(b, whole, bits, zero, dtype)
 
 
-def _of_leaf(b: Builder, x: Leaf, scale: np.ndarray, zero: np.ndarray, dtype: DType) -> Value:
+def of_leaf(b: Builder, x: Leaf, scale: np.ndarray, zero: np.ndarray, dtype: DType) -> Value:
     """From one scale to another: nothing, another zero point, or one rescaling."""
     if np.array_equal(compact(x.scale), compact(scale)) and x.plain:
         apart = compact(zero - x.zero)
@@ -128,22 +137,35 @@ def _piecewise_linear(value: Value) -> bool:
 
 
 def _of_function(b: Builder, op: Op, value: Value, zero: int) -> Value:
-    """A table of the whole way from one small integer to another."""
-    source, x = only_source(value)
+    """A table of the whole way from one integer to another; what is wider than 8 bits comes to 16 first."""
+    source, x = only_source(value, small=False)
     dtype, limits = op.result.type.dtype, np.iinfo(op.result.type.dtype.numpy)
-    integers = everything(x.value.type.dtype)
-    values = evaluate(value, source, integers)
-    wanted = quantised(op, values)
-    if x.value.type.dtype.bytes == 1:
-        return b.lookup(x.value, table=wanted.tolist(), dtype=dtype)
-    scale = float(np.asarray(known(op.operands[1]), np.float64).reshape(()))
+
+    def wanted(real: np.ndarray) -> np.ndarray:
+        return quantised(op, evaluate(value, source, real))
+
+    if x.value.type.dtype.bytes == 1 and x.plain:
+        return b.lookup(x.value, table=wanted(reals(x.value.type.dtype, x.step, x.point)).tolist(), dtype=dtype)
     low, high = int(limits.min) - zero, int(limits.max) - zero
-    entries, bits = interpolated(values.astype(np.float64) / scale, low, high)
-    off = worst(entries, bits, integers, wanted.astype(np.int64) - zero, low, high)
-    if off > SLACK:
-        raise Stays(f"a table of {entries.size} entries misses {op.operands[0].op.name} by {off} steps")  # type: ignore[union-attr]
-    raw = b.lookup(x.value, table=entries.tolist(), dtype=DType.I32)
-    return round_off(b, raw, bits, np.asarray(zero), dtype)
+    scale = float(np.asarray(known(op.operands[1]), np.float64).reshape(()))
+
+    def table(near: Leaf) -> tuple[np.ndarray, int, int]:
+        real = reals(DType.I16, near.step, near.point)
+        entries, bits = interpolated(evaluate(value, source, real).astype(np.float64) / scale, low, high)
+        return entries, bits, worst(entries, bits, wanted(real).astype(np.int64) - zero, low, high)
+
+    near = x if x.plain and x.value.type.dtype is DType.I16 else None
+    entries, bits, off = table(near) if near else (None, 0, SLACK + 1)
+    if off > SLACK:  # its numbers reach further than the function changes: spend the 16 bits where it does
+        reach = range_of_change(wanted, *(float(end) for end in x.real()))
+        near = Leaf(x.value, np.asarray(reach / 32767), np.zeros((), np.int64))
+        entries, bits, off = table(near)
+        if off > SLACK:
+            raise Stays(f"a table of {entries.size} entries misses {op.operands[0].op.name} by {off} steps")  # type: ignore[union-attr]
+        near = Leaf(of_leaf(b, x, near.scale, near.zero, DType.I16), near.scale, near.zero)
+    assert near is not None and entries is not None
+    raw = b.lookup(near.value, table=entries.tolist(), dtype=DType.I32)
+    return round_off(b, raw, bits, zero, dtype)
 
 
 def _of_product(b: Builder, value: Value, scale: np.ndarray, zero: np.ndarray, dtype: DType) -> Value | None:

@@ -15,6 +15,7 @@ from secateur.passes.integer.fixed_point import ROOM
 
 SEGMENT = 512  # integers between two entries of a table for i16
 DEEPEST = 40  # operations in one table
+GRID = 1024  # points at which a function is looked at to find where it changes
 FINEST = 12  # bits behind the point of an interpolated table
 
 
@@ -26,6 +27,11 @@ def everything(dtype: DType) -> np.ndarray:
     """Every number of a small integer type, the lowest first."""
     limits = np.iinfo(dtype.numpy)
     return np.arange(limits.min, limits.max + 1).astype(dtype.numpy)
+
+
+def reals(dtype: DType, scale: float, zero: int) -> np.ndarray:
+    """What the numbers of a small integer type stand for, as `dequantize` computes it."""
+    return (everything(dtype).astype(np.float32) - np.float32(zero)) * np.float32(scale)
 
 
 def sources(root: Value) -> set[Value]:
@@ -55,24 +61,22 @@ def sources(root: Value) -> set[Value]:
     return found
 
 
-def evaluate(root: Value, source: Value, integers: np.ndarray) -> np.ndarray:
-    """f of every integer by the operations' own references: `source` is the dequantize that they come in through.
+def evaluate(root: Value, source: Value, reals: np.ndarray) -> np.ndarray:
+    """f of real numbers by the operations' own references: `source` is the value that they stand in for.
 
     Raises:
         NoTable: a constant differs from element to element.
     """
-    arrays: dict[Value, np.ndarray] = {}
+    arrays: dict[Value, np.ndarray] = {source: reals.astype(np.float32)}
 
     def run(value: Value) -> np.ndarray:
         if value not in arrays:
-            arrays[value] = _constant(value) if constant_value(value) is not None else _run(value)
+            if constant_value(value) is not None:
+                arrays[value] = _constant(value)
+            else:
+                assert value.op is not None
+                arrays[value] = run_op(value.op, [run(operand) for operand in value.op.operands])[0]
         return arrays[value]
-
-    def _run(value: Value) -> np.ndarray:
-        assert value.op is not None
-        if value is source:
-            return run_op(value.op, [integers, *(run(operand) for operand in value.op.operands[1:])])[0]
-        return run_op(value.op, [run(operand) for operand in value.op.operands])[0]
 
     return run(root)
 
@@ -110,17 +114,29 @@ def interpolated(values: np.ndarray, low: float, high: float) -> tuple[np.ndarra
     return np.rint(np.ldexp(entries, bits)).astype(np.int64), bits
 
 
-def worst(table: np.ndarray, bits: int, integers: np.ndarray, wanted: np.ndarray, low: int, high: int) -> int:
-    """By how many steps an interpolated table misses what is wanted, saturated to low .. high."""
-    found = lookup(integers, table.astype(np.int32)).astype(np.int64)
+def worst(table: np.ndarray, bits: int, wanted: np.ndarray, low: int, high: int) -> int:
+    """By how many steps an interpolated table misses what is wanted of every i16, saturated to low .. high."""
+    found = lookup(everything(DType.I16), table.astype(np.int32)).astype(np.int64)
     found = (found + (1 << bits >> 1)) >> bits
     return int(np.abs(np.clip(found, low, high) - np.clip(wanted, low, high)).max())
-
-
-Reference = Callable[[np.ndarray], np.ndarray]
 
 
 def quantised(op: Op, values: np.ndarray) -> np.ndarray:
     """What a quantize with scalar parameters makes of real values."""
     parameters = [np.asarray(constant_value(value)).reshape(()) for value in op.operands[1:]]
     return run_op(op, [values.astype(np.float32), *parameters])[0]
+
+
+def range_of_change(f: Callable[[np.ndarray], np.ndarray], low: float, high: float) -> float:
+    """The r up to which a function has to be known: it is constant from r to `high` and from -r to `low`.
+
+    Found on a grid that is dense around zero; never less than a thousandth of the range.
+    """
+    far = max(-low, high, 1e-30)
+    grid = far * np.geomspace(1e-3, 1.0, GRID)
+    ends = []
+    for side, limit in ((grid, high), (-grid, low)):
+        values = f(np.clip(side, low, high).astype(np.float32))
+        different = np.flatnonzero(values != f(np.asarray([limit], np.float32))[0])
+        ends.append(grid[min(int(different[-1]) + 1, GRID - 1)] if different.size else grid[0])
+    return float(max(ends))

@@ -18,7 +18,7 @@ from secateur.ir.types import DType
 from secateur.passes.integer.bounds import bounds, largest
 from secateur.passes.integer.fixed_point import FRACTION, ROOM, compact, factor, integer, rescale, widened
 from secateur.passes.integer.leaves import SMALL, Leaf, known, leaf
-from secateur.passes.integer.tables import NoTable, evaluate, everything, interpolated, sources
+from secateur.passes.integer.tables import NoTable, evaluate, interpolated, reals, sources
 
 LEAST = 2  # bits behind the point of a sum, below which it is not precise enough
 
@@ -91,8 +91,7 @@ class Tree:
         if gain.size != 1:
             raise Stays("a function has a scale for each channel")
         source, x = only_source(value)
-        integers = everything(x.value.type.dtype)
-        wanted = evaluate(value, source, integers).astype(np.float64) * float(gain.reshape(()))
+        wanted = function_values(value, source, x) * float(gain.reshape(()))
         if not np.all(np.isfinite(wanted)) or np.abs(wanted).max() >= ROOM:
             raise Stays("a function's values leave 32 bits")
         if x.value.type.dtype.bytes == 1:
@@ -100,6 +99,11 @@ class Tree:
         entries, bits = interpolated(wanted, float(wanted.min()), float(wanted.max()))
         raw = self.b.lookup(x.value, table=entries.tolist(), dtype=DType.I32)
         return rescale(self.b, raw, np.asarray(2.0**-bits), 0, DType.I32) if bits else raw
+
+
+def function_values(value: Value, source: Value, x: Leaf) -> np.ndarray:
+    """A function of one small integer for every number of its type, f64."""
+    return evaluate(value, source, reals(x.value.type.dtype, x.step, x.point)).astype(np.float64)
 
 
 def factor_of(op: Op) -> tuple[int, np.ndarray] | None:
@@ -114,17 +118,17 @@ def factor_of(op: Op) -> tuple[int, np.ndarray] | None:
     return None
 
 
-def only_source(value: Value) -> tuple[Value, Leaf]:
-    """The one small dequantised tensor that a function is of. Raises `Stays` or `NoTable` where it is not so."""
+def only_source(value: Value, *, small: bool = True) -> tuple[Value, Leaf]:
+    """The one dequantised tensor that a function is of. Raises `Stays` or `NoTable` where it is not so."""
     found = sources(value)
     if len(found) != 1:
         assert value.op is not None
         raise Stays(f"{value.op.name} of several quantised tensors has no integer form")
     (source,) = found
     x = leaf(source)
-    if x is None or not x.plain:
+    if x is None or (small and not x.plain):
         raise Stays("a function of a tensor with a scale for each channel")
-    if x.value.type.dtype not in SMALL:
+    if small and x.value.type.dtype not in SMALL:
         raise Stays(f"a function of {x.value.type.dtype}: quantise its input to 8 or 16 bits")
     if source.shape != value.shape:
         raise Stays("a function that broadcasts")
@@ -215,7 +219,7 @@ def reach(value: Value, gain: np.ndarray | float = 1.0) -> float:
     if op.name in ("mul", "square") and len(sources(value)) > 1:
         return math.prod(reach(operand) for operand in op.operands) * float(np.abs(gain).max())
     source, x = only_source(value)
-    return float(np.nanmax(np.abs(evaluate(value, source, everything(x.value.type.dtype)) * gain)))
+    return float(np.nanmax(np.abs(function_values(value, source, x)), initial=0.0) * np.abs(gain).max())
 
 
 def _reach_of_leaf(found: Leaf, gain: np.ndarray | float) -> float:
