@@ -107,7 +107,7 @@ def _deep_conv(b: Builder, op: Op) -> Value:
     attrs = op.attrs
     p, (sd, *stride), (dd, *dilation) = attrs["padding"], attrs["stride"], attrs["dilation"]
     n, od, oh, ow, outs = op.result.shape
-    x = b.pad(x, low=(0, p[0], 0, 0, 0), high=(0, p[3], 0, 0, 0), interior=(0,) * 5)
+    x = b.pad(x, low=(0, p[0], 0, 0, 0), high=(0, p[3], 0, 0, 0), interior=(0,) * 5, value=attrs["pad_value"])
     flat = {**attrs, "padding": (p[1], p[2], p[4], p[5]), "stride": stride, "dilation": dilation}
     total: Value | None = None
     for plane in range(weight.shape[2]):

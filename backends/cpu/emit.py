@@ -15,7 +15,7 @@ from secateur.backends.cpu.views import ARENA, INPUT, OUTPUT, WEIGHT, View
 from secateur.ir.types import TensorType
 
 RUNTIME = Path(__file__).parent / "runtime"
-HEADERS = ("integer.h",)  # what kernels include besides secateur.h and program.h
+HEADERS = ("integer.h", "dot.h")  # what kernels include besides secateur.h and program.h
 PARTS = 4  # files the kernels are spread over
 _VERBS = ("create", "run", "destroy", "barrier", "claim", "steps", "weights")
 _INTERNAL = tuple(f"program_{verb}" for verb in _VERBS)

@@ -45,19 +45,43 @@ class Target:
 
 _V2 = ("sse4_2", "ssse3", "popcnt")
 _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
-_HERE = platform.machine()
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_VNNI = (*_V4, "avx512_vnni")
+_HERE = platform.machine()
+
+
+def _x86(level: int, name: str, bytes: int, features: tuple[str, ...], *extensions: str) -> Target:
+    """A level of x86-64, with extensions by the names that gcc and clang have for them."""
+    flags = (f"-march=x86-64-v{level}", *(f"-m{extension}" for extension in extensions))
+    wide = ("-mprefer-vector-width=512",) if bytes == 64 else ()
+    # clang writes its processors' extensions as they are in `-m`, but for the hyphens.
+    cpu = "+".join((f"x86_64_v{level}", *(extension.replace("-", "_") for extension in extensions)))
+    cache = 1 << 20 if bytes == 64 else 256 << 10
+    return Target(name, bytes, 32 if bytes == 64 else 16, (*flags, *wide), cpu, features, l2_bytes=cache)
+
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target(
-            "x86-64-v2", 16, 16, ("-march=x86-64-v2",), "x86_64_v2", ("sse4_2", "ssse3", "popcnt"), l2_bytes=256 << 10
-        ),
-        Target("x86-64-v3", 32, 16, ("-march=x86-64-v3",), "x86_64_v3", _V3, l2_bytes=256 << 10),
-        Target("x86-64-v4", 64, 32, ("-march=x86-64-v4", "-mprefer-vector-width=512"), "x86_64_v4", _V4),
+        _x86(2, "x86-64-v2", 16, _V2),
+        _x86(3, "x86-64-v3", 32, _V3),
+        _x86(3, "x86-64-v3-vnni", 32, (*_V3, "avx_vnni"), "avxvnni"),
+        _x86(4, "x86-64-v4", 64, _V4),
+        _x86(4, "x86-64-v4-vnni", 64, _VNNI, "avx512vnni"),
+        _x86(4, "x86-64-v4-amx", 64, (*_VNNI, "amx_tile", "amx_int8"), "avx512vnni", "amx-tile", "amx-int8"),
         Target(
             "aarch64", 16, 32, ("-march=armv8-a",), "generic", ("asimd",), "aarch64", "aarch64-linux-gnu", 512 << 10
+        ),
+        Target(
+            "aarch64-dotprod",
+            16,
+            32,
+            ("-march=armv8.2-a+dotprod",),
+            "generic+dotprod",
+            ("asimd", "asimddp"),
+            "aarch64",
+            "aarch64-linux-gnu",
+            512 << 10,
         ),
         Target("generic", 16, 16, (), "baseline", (), _HERE, f"{_HERE}-linux-gnu", 256 << 10),
     )

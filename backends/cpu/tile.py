@@ -1,8 +1,9 @@
 """The register tile: the inner loop of every matrix product, convolution and attention kernel.
 
 A tile keeps `rows` x `vectors` accumulators in registers. Per step of K it loads `vectors` vectors
-of packed weights and broadcasts one element of each row, so that one load feeds `rows` fused
-multiply-adds. Row strides are constants, which turns all addressing into displacements.
+of packed weights and broadcasts one element of each row (or a few neighbours of 8 bits, see dot.py),
+so that one load feeds `rows` multiply-adds. Row strides are constants, which turns all addressing into
+displacements.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
+from secateur.backends.cpu.dot import Dot
 from secateur.backends.cpu.kernel import Job
 from secateur.backends.cpu.target import Target
 from secateur.ir.expr import Expr
@@ -24,6 +26,7 @@ from secateur.ir.types import DType, TensorType
 _STEP_OVERHEAD = 0.5
 _LOAD = 0.02
 _TILE_OVERHEAD = 30.0
+SINGLE = Dot.plain(DType.F32)
 _SLOW = frozenset({"exp", "log", "expm1", "log1p", "tanh", "erf", "pow", "sin", "cos", "tan", "div", "sqrt"})
 
 
@@ -59,13 +62,13 @@ class Tiling:
         return [f"if (c < {self.panels - 1}) {{", pick("tile"), "} else {", pick("last"), "}"]
 
 
-def choose_tiling(length: int, columns: int, depth: int, target: Target, dtype: DType = DType.F32) -> Tiling:
-    """The tile shape of the least estimated cycles for one run of `length` rows."""
-    width = dtype.bytes // 4 or 1  # registers for one vector of LANES elements
+def choose_tiling(length: int, columns: int, steps: int, target: Target, dot: Dot = SINGLE) -> Tiling:
+    """The tile shape of the least estimated cycles for one run of `length` rows and `steps` steps along K."""
+    width = dot.sum.bytes // 4  # registers for one vector of LANES elements
     best: Tiling | None = None
     vectors_needed = -(-columns // target.lanes)
     for vectors in range(1, min(8, vectors_needed) + 1):
-        tallest = (target.registers - 2 - vectors * width) // (vectors * width)
+        tallest = (target.registers - dot.spare - vectors * width) // (vectors * width)
         if tallest < 1:
             continue
         panels = -(-vectors_needed // vectors)
@@ -73,9 +76,9 @@ def choose_tiling(length: int, columns: int, depth: int, target: Target, dtype: 
         base, extra = divmod(length, count)
         cycles = 0.0
         for height, number in ((base + 1, extra), (base, count - extra)):
-            fmas = height * vectors * width
+            fmas = height * vectors * width * dot.cycles
             step = max(fmas, 4.0, vectors * width + height / 2) + _STEP_OVERHEAD + _LOAD * (height + vectors)
-            cycles += number * panels * (step * depth + fmas + _TILE_OVERHEAD)
+            cycles += number * panels * (step * steps + fmas + _TILE_OVERHEAD)
         if best is None or cycles < best.cycles:
             best = Tiling(vectors, panels, count, base, extra, cycles)
     assert best is not None
@@ -90,17 +93,6 @@ def row_stride_conflicts(stride_bytes: int, rows: int) -> bool:
     return rows / (64 // int(np.gcd(lines, 64))) > 6
 
 
-def pack_columns(matrix: np.ndarray, width: int) -> np.ndarray:
-    """[K, N] -> [panels, K, width], the last panel padded with zeros."""
-    depth, columns = matrix.shape
-    panels = -(-columns // width)
-    packed = np.zeros((panels, depth, width), dtype=matrix.dtype)
-    for panel in range(panels):
-        part = matrix[:, panel * width : (panel + 1) * width]
-        packed[panel, :, : part.shape[1]] = part
-    return packed
-
-
 # Epilogues ----------------------------------------------------------------------------------------
 
 
@@ -109,8 +101,9 @@ class Epilogue:
     """The elementwise operations behind an anchor, applied to its tile before it is stored.
 
     Operands are of three kinds: `scalar`, `channel` (one value a column), `full` (shaped like the
-    result). `bias` is what the accumulators start from. With `pack`, constant channel operands are
-    stored padded, so that they are read in whole vectors everywhere.
+    result). `bias` is what the accumulators start from, or `start` in its place; with `computed` the kernel
+    declares `bias` itself and fills it. With `pack`, constant channel operands are stored padded, so that
+    they are read in whole vectors everywhere.
 
     Attributes:
         pointers: C name -> job operand or packed array, in the order of the kernel's arguments.
@@ -122,38 +115,51 @@ class Epilogue:
     padded: int
     bias: Value | None = None
     pack: bool = True
+    start: np.ndarray | None = None
+    computed: bool = False
     pointers: list[tuple[str, int | np.ndarray]] = field(default_factory=list)
     reads: list[tuple[Value, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for value in operands_of(self.job.epilogue, self.job.anchor):
             self._add(value, f"e{len(self.pointers)}", classify(value.type, self.job.result_type))
+        if self.computed:
+            self.bias = Value(TensorType(DType.I32, (self.padded,)))
+            self.reads.append((self.bias, "bias", "channel"))
+            return
+        if self.start is not None:
+            self.bias = Value(TensorType.of(self.start))
         if self.bias is not None:
             self._add(self.bias, "bias", "channel")
 
     def _add(self, value: Value, name: str, kind: str) -> None:
-        position = self.job.position(value)
-        assert position is not None
-        constant = self.job.constant(value)
+        constant = self._known(value)
         if self.pack and kind == "channel" and constant is not None:
             padded = np.zeros(self.padded, dtype=constant.dtype)
             padded[: self.columns] = constant.reshape(-1)
             self.pointers.append((name, padded))
         else:
+            position = self.job.position(value)
+            assert position is not None
             self.pointers.append((name, position))
         self.reads.append((value, name, kind))
+
+    def _known(self, value: Value) -> np.ndarray | None:
+        return self.start if self.start is not None and value is self.bias else self.job.constant(value)
 
     def full_operands(self, result: DType) -> list[int]:
         """Job operands that are shaped like the result and whose memory it may take over."""
         return [
             pointer
-            for (_, pointer), (value, _, kind) in zip(self.pointers, self.reads, strict=True)
+            for (_, pointer), (value, _, kind) in zip(self.pointers, self.reads)
             if kind == "full" and isinstance(pointer, int) and value.type.dtype.bytes == result.bytes
         ]
 
     def padded_channel(self, value: Value, kind: str = "channel") -> bool:
         """Whether an operand may be read in whole vectors beyond its last column."""
-        return self.pack and kind == "channel" and self.job.constant(value) is not None
+        if self.computed and value is self.bias:
+            return True
+        return self.pack and kind == "channel" and self._known(value) is not None
 
     @property
     def heavy(self) -> bool:
@@ -173,7 +179,7 @@ class Epilogue:
         """Typed pointers at the top of a kernel; `p[first]` is the first of them."""
         return [
             f"const {CTYPE[value.type.dtype]} *{name} = p[{first + i}];"
-            for i, (value, name, _) in enumerate(self.reads)
+            for i, (value, name, _) in enumerate(self.reads[: len(self.pointers)])
         ]
 
     def apply(self, accumulator: str, at: dict[str, str], count: str, suffix: str = "") -> tuple[list[str], str]:
@@ -260,14 +266,15 @@ class TileCode:
     """What a tile function is made from.
 
     Attributes:
+        dot: what one step multiplies.
         taps: (count, stride) loops around the innermost run, outermost first.
         run: elements of A that lie side by side.
         lda: elements from a row of A to the next.
-        ldb: elements from a row of B to the next.
+        ldb: elements of B that one step takes.
         ldo: elements from a row of the result to the next.
     """
 
-    dtype: DType
+    dot: Dot
     vectors: int
     taps: tuple[tuple[int, int], ...]
     run: int
@@ -279,25 +286,24 @@ class TileCode:
 
     def emit(self, name: str, rows: int, columns: int, lanes: int) -> str:
         """A function that computes `rows` x `columns` results; the last vector may be partial."""
-        dtype, vectors = self.dtype, self.vectors
-        ctype, vector = CTYPE[dtype], f"v_{dtype}"
-        into = self.result or dtype
-        epilogue = self.epilogue
-        params = epilogue.params() if epilogue else ""
-        lines = [f"INLINE void {name}(const {ctype} *a, const {ctype} *b, {CTYPE[into]} *o{params}) {{"]
-        lines.append(f"{vector} c[{rows}][{vectors}];")
+        dot, vectors = self.dot, self.vectors
+        left, right = CTYPE[dot.left], CTYPE[dot.right]
+        into = self.result or dot.sum
+        params = self.epilogue.params() if self.epilogue else ""
+        lines = [f"INLINE void {name}(const {left} *a, const {right} *b, {CTYPE[into]} *o{params}) {{"]
+        lines.append(f"v_{dot.sum} c[{rows}][{vectors}];")
         lines += self._start(rows, columns, lanes)
         for depth, (count, stride) in enumerate(self.taps):
             source = f"a{depth - 1}" if depth else "a"
             lines.append(f"for (int y{depth} = 0; y{depth} < {count}; y{depth}++) {{")
-            lines.append(f"const {ctype} *a{depth} = {source} + y{depth} * {stride}L;")
+            lines.append(f"const {left} *a{depth} = {source} + y{depth} * {stride}L;")
         at = f"a{len(self.taps) - 1}" if self.taps else "a"
-        lines.append(f"for (int k = 0; k < {self.run}; k++, b += {self.ldb}) {{")
+        lines.append(f"for (int k = 0; k < {self.run}; k += {dot.group}, b += {self.ldb}) {{")
         for j in range(vectors):
-            lines.append(f"const {vector} b{j} = load_{dtype}(b + {j} * LANES);")
+            lines.append(f"const __auto_type b{j} = {dot.load(f'b + {j * dot.group} * LANES')};")
         lines.append(f"UNROLL for (int i = 0; i < {rows}; i++) {{")
-        lines.append(f"const {vector} x = splat_{dtype}({at}[i * {self.lda}L + k]);")
-        lines += [f"c[i][{j}] += x * b{j};" for j in range(vectors)]
+        lines.append(f"const __auto_type x = {dot.splat(f'{at} + i * {self.lda}L + k')};")
+        lines += [dot.step(f"c[i][{j}]", "x", f"b{j}") for j in range(vectors)]
         lines += ["}", "}", *["}"] * len(self.taps)]
         return "\n".join([*lines, *self._finish(rows, columns, lanes, into), "}"])
 
@@ -315,13 +321,13 @@ class TileCode:
         bias = self.epilogue.bias if self.epilogue else None
         for j in range(self.vectors):
             if bias is None or self.epilogue is None:
-                lines.append(f"c[i][{j}] = (v_{self.dtype}){{0}};")
+                lines.append(f"c[i][{j}] = (v_{self.dot.sum}){{0}};")
                 continue
             valid = min(lanes, columns - j * lanes)
             if self.epilogue.padded_channel(bias) or valid == lanes:
-                lines.append(f"c[i][{j}] = load_{self.dtype}(bias + {j} * LANES);")
+                lines.append(f"c[i][{j}] = load_{self.dot.sum}(bias + {j} * LANES);")
             else:
-                lines.append(f"c[i][{j}] = loadn_{self.dtype}(bias + {j} * LANES, {max(valid, 0)});")
+                lines.append(f"c[i][{j}] = loadn_{self.dot.sum}(bias + {j} * LANES, {max(valid, 0)});")
         return [*lines, "}"]
 
     def _finish(self, rows: int, columns: int, lanes: int, into: DType) -> list[str]:
@@ -329,9 +335,9 @@ class TileCode:
         lines = []
         if heavy:
             # Through memory, so that the epilogue's code stands here once and not rows x vectors times.
-            lines.append(f"{CTYPE[self.dtype]} t[{rows}][{self.vectors} * LANES];")
+            lines.append(f"{CTYPE[self.dot.sum]} t[{rows}][{self.vectors} * LANES];")
             lines.append(f"UNROLL for (int i = 0; i < {rows}; i++) {{")
-            lines += [f"store_{self.dtype}(t[i] + {j} * LANES, c[i][{j}]);" for j in range(self.vectors)]
+            lines += [f"store_{self.dot.sum}(t[i] + {j} * LANES, c[i][{j}]);" for j in range(self.vectors)]
             lines += ["}", '_Pragma("GCC unroll 1")']
         lines.append(f"{'' if heavy else 'UNROLL '}for (int i = 0; i < {rows}; i++) {{")
         for j in range(self.vectors):
@@ -339,8 +345,8 @@ class TileCode:
             if valid <= 0:
                 break
             accumulator = f"r{j}"
-            source = f"load_{self.dtype}(t[i] + {j} * LANES)" if heavy else f"c[i][{j}]"
-            lines.append(f"const v_{self.dtype} {accumulator} = {source};")
+            source = f"load_{self.dot.sum}(t[i] + {j} * LANES)" if heavy else f"c[i][{j}]"
+            lines.append(f"const v_{self.dot.sum} {accumulator} = {source};")
             count = "LANES" if valid == lanes else str(valid)
             written: list[str] = []
             value = accumulator

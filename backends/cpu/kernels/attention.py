@@ -5,7 +5,7 @@ from __future__ import annotations
 from secateur.backends.cpu.cexpr import CTYPE, from_memory, literal
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.matmul import pack_panel, strided_offset
-from secateur.backends.cpu.tile import TileCode, Tiling, choose_tiling
+from secateur.backends.cpu.tile import SINGLE, TileCode, Tiling, choose_tiling
 from secateur.backends.cpu.views import View
 from secateur.ir.types import DType, numel
 
@@ -52,8 +52,8 @@ def _emit(job: Job) -> Kernel:
     blocks = max(1, min(-(-UNITS // heads), s // 16))
     scores_tiling, value_tiling = _tiling(job, s, t), _tiling(job, s, dv)
     padded = scores_tiling.panels * width + 16
-    scores = TileCode(DType.F32, VECTORS, (), d, q.strides[-2], width, padded)
-    values = TileCode(DType.F32, VECTORS, (), t, padded, width, out.strides[-2])
+    scores = TileCode(SINGLE, VECTORS, (), d, q.strides[-2], width, padded)
+    values = TileCode(SINGLE, VECTORS, (), t, padded, width, out.strides[-2])
     functions = [scores.emit(f"NAME_scores{height}", height, width, lanes) for height in scores_tiling.heights]
     functions += values.functions(value_tiling, dv, lanes)
     repeat = batch[-1] // k.shape[-3]
@@ -79,10 +79,10 @@ def _emit(job: Job) -> Kernel:
         "PACKED = shared;",
         *["{", *strided_offset(grouped, {"ko": k.strides[:-2], "vo": v.strides[:-2]}, "shared")],
         f"for (long c = 0; c < {scores_tiling.panels}; c++) {{",
-        *pack_panel("float", f"(kp + c * {d * width}L)", "k + ko", d, t, width, k.strides[-1], k.strides[-2]),
+        *pack_panel(SINGLE, f"(kp + c * {d * width}L)", "k + ko", d, t, width, k.strides[-1], k.strides[-2]),
         "}",
         f"for (long c = 0; c < {value_tiling.panels}; c++) {{",
-        *pack_panel("float", f"(vp + c * {t * width}L)", "v + vo", t, dv, width, v.strides[-2], v.strides[-1]),
+        *pack_panel(SINGLE, f"(vp + c * {t * width}L)", "v + vo", t, dv, width, v.strides[-2], v.strides[-1]),
         *["}", "}", "}"],
         f"const long t0 = block * {count} / {blocks}, t1 = (block + 1) * {count} / {blocks};",
         "for (long t = t0; t < t1; t++) {",

@@ -29,6 +29,7 @@ def _emit_product(job: Job) -> Kernel:
     op, result = job.op, job.op.result
     a = op.operands[0]
     ctype, depth, columns = CTYPE[result.type.dtype], a.shape[-1], result.shape[-1]
+    left, right = (CTYPE[value.type.dtype] for value in op.operands[:2])
     if op.name == "linear":
         batch: tuple[int, ...] = ()
         rows = numel(result.shape[:-1])
@@ -45,7 +46,8 @@ def _emit_product(job: Job) -> Kernel:
         f"{ctype} *o = p[{len(op.operands)}];",
         "for (long u = begin; u < end; u++) {",
         f"const long m = u % {rows}; long r = u / {rows}; (void)r;",
-        f"const {ctype} *a = (const {ctype} *)p[0] + m * {walk_a[-2]}L, *b = p[1];",
+        f"const {left} *a = (const {left} *)p[0] + m * {walk_a[-2]}L;",
+        f"const {right} *b = p[1];",
     ]
     for axis in reversed(range(len(batch))):
         lines.append(
@@ -54,7 +56,8 @@ def _emit_product(job: Job) -> Kernel:
     lines += [
         f"for (long n = 0; n < {columns}; n++) {{",
         f"{ctype} total = {start};",
-        f"for (long k = 0; k < {depth}; k++) total += a[k * {walk_a[-1]}L] * b[k * {walk_b[-2]}L + n * {walk_b[-1]}L];",
+        f"for (long k = 0; k < {depth}; k++) "
+        f"total += ({ctype})a[k * {walk_a[-1]}L] * b[k * {walk_b[-2]}L + n * {walk_b[-1]}L];",
         f"o[u * {columns}L + n] = total;",
         *["}"] * 3,
     ]
@@ -65,15 +68,18 @@ def _emit_product(job: Job) -> Kernel:
 def _emit_conv(job: Job) -> Kernel:
     op = job.op
     x, w, result = op.operands[0].type, op.operands[1].type, op.result.type
-    attrs, ctype = op.attrs, CTYPE[result.dtype]
+    attrs, ctype, left, right = op.attrs, CTYPE[result.dtype], CTYPE[x.dtype], CTYPE[w.dtype]
     (_, height, width, _), (outs, depth, kh, kw) = x.shape, w.shape
     sx, sw = contiguous_strides(x.shape), contiguous_strides(w.shape)
     group = outs // attrs["groups"]
     start = f"((const {ctype} *)p[2])[c]" if len(op.operands) > 2 else "0"
+    outside = f"for (long k = 0; k < {depth}; k++) total += ({attrs['pad_value']}) * b[k * {sw[1]}L];"
+    padding = outside if attrs["pad_value"] else ""
     lines = [
         "KERNEL(NAME) {",
         "(void)scratch;",
-        f"const {ctype} *x = p[0], *w = p[1];",
+        f"const {left} *x = p[0];",
+        f"const {right} *w = p[1];",
         f"{ctype} *o = p[{len(op.operands)}];",
         "for (long u = begin; u < end; u++) {",
         f"const long px = u % {result.shape[2]}, py = u / {result.shape[2]} % {result.shape[1]};",
@@ -83,10 +89,10 @@ def _emit_conv(job: Job) -> Kernel:
         f"for (long i = 0; i < {kh}; i++) for (long j = 0; j < {kw}; j++) {{",
         f"const long y = py * {attrs['stride'][0]} + i * {attrs['dilation'][0]} - {attrs['padding'][0]};",
         f"const long z = px * {attrs['stride'][1]} + j * {attrs['dilation'][1]} - {attrs['padding'][1]};",
-        f"if (y < 0 || y >= {height} || z < 0 || z >= {width}) continue;",
-        f"const {ctype} *a = x + n * {sx[0]}L + y * {sx[1]}L + z * {sx[2]}L + c / {group} * {depth};",
-        f"const {ctype} *b = w + c * {sw[0]}L + i * {sw[2]}L + j;",
-        f"for (long k = 0; k < {depth}; k++) total += a[k] * b[k * {sw[1]}L];",
+        f"const {right} *b = w + c * {sw[0]}L + i * {sw[2]}L + j;",
+        f"if (y < 0 || y >= {height} || z < 0 || z >= {width}) {{ {padding} continue; }}",
+        f"const {left} *a = x + n * {sx[0]}L + y * {sx[1]}L + z * {sx[2]}L + c / {group} * {depth};",
+        f"for (long k = 0; k < {depth}; k++) total += ({ctype})a[k] * b[k * {sw[1]}L];",
         "}",
         f"o[u * {outs}L + c] = total;",
         *["}"] * 3,

@@ -1,0 +1,58 @@
+/* Steps of 8-bit products: 4 neighbours along K, or 2 (`add_pairs`), multiplied and added to each 32-bit
+ * sum, modulo 2^32.
+ * Which of them a target uses is decided by backends/cpu/dot.py.
+ */
+#ifndef DOT_H
+#define DOT_H
+
+#include "integer.h"
+
+#ifdef __ARM_FEATURE_DOTPROD
+#include <arm_neon.h>
+#endif
+
+/* Four bytes at p in every lane. */
+INLINE v_i32 splat_word(const void *p) { int32_t w; memcpy(&w, p, 4); return splat_i32(w); }
+
+/* A vector of packed 8-bit weights: quads as they are, pairs widened to 16 bits. */
+INLINE v_i32 load_quads(const void *p) { return load_i32(p); }
+typedef int16_t v_pairs_i16 __attribute__((vector_size(LANES * 4)));
+typedef int8_t v_pairs_i8 __attribute__((vector_size(LANES * 2)));
+typedef uint8_t v_pairs_u8 __attribute__((vector_size(LANES * 2)));
+#define LOAD_PAIRS(S)                                                                              \
+    INLINE v_i32 load_pairs_##S(const void *p) {                                                   \
+        v_pairs_##S bytes; memcpy(&bytes, p, sizeof bytes);                                        \
+        return (v_i32)CONVERT(bytes, v_pairs_i16);                                                 \
+    }
+LOAD_PAIRS(i8) LOAD_PAIRS(u8)
+
+#if VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
+INLINE v_i32 add_quads(v_i32 c, v_i32 x, v_i32 b) {
+    return (v_i32)_mm512_dpbusd_epi32((__m512i)c, (__m512i)x, (__m512i)b);
+}
+#elif VECTOR_BYTES == 32 && defined(__AVXVNNI__)
+INLINE v_i32 add_quads(v_i32 c, v_i32 x, v_i32 b) {
+    return (v_i32)_mm256_dpbusd_avx_epi32((__m256i)c, (__m256i)x, (__m256i)b);
+}
+#elif VECTOR_BYTES == 16 && defined(__ARM_FEATURE_DOTPROD)
+INLINE v_i32 add_quads(v_i32 c, v_i32 x, v_i32 b) {
+    return (v_i32)vdotq_s32((int32x4_t)c, (int8x16_t)x, (int8x16_t)b);
+}
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+/* What the sums over a packed panel start from when every element on the left is `shift` too large: the first
+ * n of a bias (or 0), less shift times the sum of each column. */
+INLINE void start_sums(int32_t *start, const int32_t *bias, long n, const void *b, long steps, int width, int shift) {
+    memset(start, 0, sizeof *start * (size_t)width);
+    if (bias) memcpy(start, bias, sizeof *start * (size_t)n);
+    for (int j = 0; j < width; j += LANES) {
+        v_i32 sum = {0};
+        const char *at = (const char *)b + 4 * j;
+        for (long k = 0; k < steps; k++) sum = add_quads(sum, splat_i32(0x01010101), load_quads(at + k * 4 * width));
+        store_i32(start + j, load_i32(start + j) - sum * shift);
+    }
+}
+#endif
+
+#endif
