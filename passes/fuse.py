@@ -13,7 +13,7 @@ from secateur.passes.base import Pass
 from secateur.passes.dce import DeadCode
 
 REDUCTIONS = tuple(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod"))
-NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
+NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm", "standardize")
 CONTRACTIONS = ("conv", "conv_transpose", "linear", "matmul")
 LOOKAHEAD = 12  # operations by which a branch that has not come together again may grow
 

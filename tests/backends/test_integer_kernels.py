@@ -180,3 +180,26 @@ def chosen(graph: Graph, target: str) -> list[str]:
     """The kernel families a graph is compiled to."""
     program = lower(PassManager(resolve("cpu")).run(graph.clone()), find_target(target))
     return [step.family for step in program.steps]
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_standardize(target: str) -> None:
+    """Rows without variance, of the largest variance, with outliers and with few elements; bare and requantised."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("standardize")
+    inputs, outputs = [], []
+    for size in (1, 2, 15, 16, 17, 96, 768, 5000):
+        rows = [limits_of(DType.I16, (size,), rng), np.full(size, 32767), np.full(size, -32768), np.zeros(size)]
+        rows += [rng.integers(-most, most + 1, size) for most in (1, 2, 30, 1000)]
+        rows += [np.where(np.arange(size) == 0, 32767, 0), np.where(np.arange(size) % 2, 32767, -32768)]
+        inputs.append(np.stack(rows).astype(np.int16))
+        x = b.into.add_input(TensorType.of(inputs[-1]))
+        for epsilon, centre in ((0, True), (40, True), ((1 << 44) - 1, True), (1, False)):
+            value = b.standardize(x, epsilon=epsilon, centre=centre)
+            multiplier = rng.integers(1 << 20, 1 << 31, size).astype(np.int32)
+            moved = b.add(
+                b.rescale(value, multiplier, number(0), shift=28), limits_of(DType.I16, (size,), rng).astype(np.int32)
+            )
+            outputs += [value, b.rescale(moved, number(1), number(77, DType.U8), shift=16)]
+    graph = assert_exact(b, outputs, inputs, target)
+    assert chosen(graph, target).count("standardize") >= 32

@@ -1,10 +1,14 @@
 """Depthwise convolution of 8-bit images, channels last, into i32; average pooling is one with weights of 1.
 
-Two rows of the image lie in one register as pairs of i16, so that one instruction multiplies two taps
-of a filter column and adds them up. Two rows of the result are computed together where they share the
-pairs: the odd one uses weights shifted by one row.
+Rows of the image lie in one register as groups, pairs of i16 or quads of u8, so that one instruction
+multiplies several taps of a filter column and adds them up. Two rows of the result are computed together
+where they share the groups: the odd one uses weights shifted by one row.
 
     pairs (x0 x1) (x2 x3)    row y: (w0 w1) (w2 0)    row y + 1: (0 w0) (w1 w2)
+    quads (x0 x1 x2 x3)      row y: (w0 w1 w2 0)      row y + 1: (0 w0 w1 w2)
+
+Quads are for processors with VNNI, which multiplies u8 by i8: i8 images have their top bit flipped on the
+way, and the 128 times the sum of the weights that this adds is taken off again at the start.
 """
 
 from __future__ import annotations
@@ -21,19 +25,21 @@ from secateur.backends.cpu.tile import Epilogue, check_epilogue
 from secateur.ir.types import DType
 
 BYTES = (DType.I8, DType.U8)
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 CACHE = 24 << 10  # bytes of image rows that are walked once for each vector of channels: they stay in the first level
 
 
 @dataclass(frozen=True)
 class Taps:
-    """The filter as pairs of rows, for `rows` rows of the result computed together.
+    """The filter in groups of rows, for `rows` rows of the result computed together.
 
-    A pair of weights is named by (phase, column, pair): in phase 1 the first pair's low half is empty.
+    A group of weights is named by (phase, column, group): in phase n the first group begins with n zeros.
     """
 
     kernel: tuple[int, int]
     stride: int
     rows: int
+    group: int
 
     @property
     def reads(self) -> int:
@@ -41,28 +47,33 @@ class Taps:
         return (self.rows - 1) * self.stride + self.kernel[0]
 
     def weights(self, row: int) -> tuple[int, list[int]]:
-        """The phase of a row of the result, and the pairs of image rows it reads, first first."""
+        """The phase of a row of the result, and the groups of image rows it reads."""
         top = row * self.stride
-        return top % 2, list(range(top // 2, (top + self.kernel[0] - 1) // 2 + 1))
+        return top % self.group, list(range(top // self.group, (top + self.kernel[0] - 1) // self.group + 1))
 
     @cached_property
     def places(self) -> dict[tuple[int, int, int], int]:
-        """Where each pair of weights stands."""
+        """Where each group of weights stands."""
         phases = {self.weights(row)[0]: len(self.weights(row)[1]) for row in range(self.rows)}
         names = [(p, t, j) for p in sorted(phases) for t in range(self.kernel[1]) for j in range(phases[p])]
         return {name: place for place, name in enumerate(names)}
 
-    def pack(self, weight: np.ndarray, lanes: int) -> np.ndarray:
-        """i8 [C, 1, kh, kw] -> i32 [ceil(C / lanes), places, lanes], two i16 in each."""
+    def pack(self, weight: np.ndarray, shift: int, lanes: int) -> np.ndarray:
+        """i8 [C, 1, kh, kw] -> i32 [ceil(C / lanes), places + 1, lanes].
+
+        The last place holds what the sums of inputs that are `shift` too large start from.
+        """
         channels, _, height, _ = weight.shape
-        packed = np.zeros((-(-channels // lanes) * lanes, len(self.places)), np.int32)
-        for (phase, column, pair), place in self.places.items():
-            for half in (0, 1):
-                tap = 2 * pair + half - phase
+        bits = 32 // self.group
+        packed = np.zeros((-(-channels // lanes) * lanes, len(self.places) + 1), np.int64)
+        for (phase, column, group), place in self.places.items():
+            for part in range(self.group):
+                tap = group * self.group + part - phase
                 if 0 <= tap < height:
-                    value = weight[:, 0, tap, column].astype(np.int32)
-                    packed[:channels, place] |= value << 16 if half else value & 0xFFFF
-        return np.ascontiguousarray(packed.reshape(-1, lanes, len(self.places)).transpose(0, 2, 1))
+                    value = weight[:, 0, tap, column].astype(np.int64) & ((1 << bits) - 1)
+                    packed[:channels, place] |= value << part * bits
+        packed[:channels, -1] = -shift * weight.sum((1, 2, 3), dtype=np.int64)
+        return np.ascontiguousarray(packed.astype(np.int32).reshape(-1, lanes, len(self.places) + 1).swapaxes(1, 2))
 
 
 def _match(job: Job) -> str:
@@ -92,7 +103,12 @@ def _emit(job: Job) -> Kernel:
     writer = _Writer(job, item, depthwise_epilogue(job))
     position, weight = job.position(op.operands[0]), job.constant(op.operands[1])
     assert position is not None and weight is not None
-    args = (position, writer.taps.pack(weight, lanes), ("result", 0), *(p for _, p in writer.epilogue.pointers))
+    args = (
+        position,
+        writer.taps.pack(weight, writer.shift, lanes),
+        ("result", 0),
+        *(p for _, p in writer.epilogue.pointers),
+    )
     scratch = (item.width * item.channels + lanes) * op.operands[0].type.dtype.bytes
     note = f"{item.kernel[0]}x{item.kernel[1]} window, {writer.taps.rows} x {writer.pixels} pixels of {lanes} channels"
     return Kernel(writer.kernel(), args, item.images * writer.blocks, scratch, (), note)
@@ -106,10 +122,12 @@ class _Writer:
         self.lanes = job.target.lanes
         self.into = job.result_type.dtype
         together = item.stride[0] == item.dilation[0] == 1 and item.out_height > 1 and item.kernel[0] > 1
-        self.taps = Taps(item.kernel, item.stride[0], 2 if together else 1)
+        group = 4 if _VNNI & set(job.target.features) else 2
+        self.taps = Taps(item.kernel, item.stride[0], 2 if together else 1, group)
+        self.shift = 128 if group == 4 and self.dtype is DType.I8 else 0
         self.blocks = -(-item.out_height // self.taps.rows)
         self.pixels = self._pixels()
-        # Weights stay in registers where they fit beside the sums and a few pairs.
+        # Weights stay in registers where they fit beside the sums and a few groups.
         self.pinned = len(self.taps.places) + self.pixels * self.taps.rows + 6 <= job.target.registers
 
     def _pixels(self) -> int:
@@ -162,7 +180,7 @@ class _Writer:
     def channels(self, rows: int, count: str) -> list[str]:
         """One vector of channels along a chunk: groups of pixels inside the image's width, the others one by one."""
         first, last = self.item.interior()
-        lines = [f"const int32_t *k = w + c * {len(self.taps.places)}L;"]
+        lines = [f"const int32_t *k = w + c * {len(self.taps.places) + 1}L;"]
         if self.pinned:
             lines += [f"const v_i32 k{i} = load_i32(k + {i} * LANES);" for i in range(len(self.taps.places))]
         lines += [*self.start(count), *self.loads(count), "for (long px = first; px < last;) {"]
@@ -192,37 +210,43 @@ class _Writer:
         return lines
 
     def column(self, i: int, reads: int, inside: bool, count: str) -> list[str]:
-        """The pairs of one column of the image."""
+        """The groups of one column of the image."""
         lines = []
         at = [f"r{j} + {i * self.item.channels}L" for j in range(reads)]
         if not inside:
             lines.append(f"const int in = ix + {i} >= 0 && ix + {i} < {self.item.width};")
             at = [f"(in ? rows[{j}] + (ix + {i}) * {self.item.channels}L : outside) + c" for j in range(reads)]
         loads = [f"load_{self.dtype}({a})" if count == "LANES" else f"loadn_{self.dtype}({a}, {count})" for a in at]
-        for j in range(0, reads, 2):
-            both = loads[j : j + 2]
-            value = f"pairs_{self.dtype}({', '.join(both)})" if len(both) == 2 else f"CONVERT({both[0]}, v_i32)"
-            lines.append(f"const v_i32 x{j // 2} = {value};")
+        group = self.taps.group
+        for j in range(0, reads, group):
+            some = loads[j : j + group]
+            value = f"CONVERT({some[0]}, v_i32)"
+            if group == 4 or len(some) > 1:
+                some += [f"(v_{self.dtype}){{0}}"] * (group - len(some))
+                value = f"{'quads' if group == 4 else 'pairs'}_{self.dtype}({', '.join(some)})"
+            lines.append(f"const v_i32 x{j // group} = {value};")
         return lines
 
     def products(self, rows: int, uses: list[tuple[int, int]]) -> list[str]:
         lines = []
         for o in range(rows):
-            phase, pairs = self.taps.weights(o)
+            phase, groups = self.taps.weights(o)
+            add = f"add_{'quads' if self.taps.group == 4 else 'pairs'}"
             for q, t in uses:
-                for j, pair in enumerate(pairs):
+                for j, group in enumerate(groups):
                     place = self.taps.places[phase, t, j]
                     weight = f"k{place}" if self.pinned else f"load_i32(k + {place} * LANES)"
-                    lines.append(f"a{o}_{q} = add_pairs(a{o}_{q}, x{pair}, {weight});")
+                    lines.append(f"a{o}_{q} = {add}(a{o}_{q}, x{group}, {weight});")
         return lines
 
     def start(self, count: str) -> list[str]:
         """What the sums begin with."""
-        bias = self.epilogue.bias
-        if bias is None:
-            return ["const v_i32 bias_ = {0};"]
-        whole = count == "LANES" or self.epilogue.padded_channel(bias)
-        return [f"const v_i32 bias_ = {'load_i32(bias + c)' if whole else f'loadn_i32(bias + c, {count})'};"]
+        bias, value = self.epilogue.bias, "(v_i32){0}"
+        if bias is not None:
+            whole = count == "LANES" or self.epilogue.padded_channel(bias)
+            value = "load_i32(bias + c)" if whole else f"loadn_i32(bias + c, {count})"
+        shift = f" + load_i32(k + {len(self.taps.places)} * LANES)" if self.shift else ""
+        return [f"const v_i32 bias_ = {value}{shift};"]
 
     def loads(self, count: str) -> list[str]:
         """The epilogue's operands that do not change along a row."""
@@ -258,7 +282,7 @@ def _depthwise(size: int, channels: int, kernel: int, stride: int, dtype: str = 
 DEPTHWISE_INTEGER = family(
     Family(
         name="depthwise_integer",
-        doc="Depthwise convolution of 8-bit images, two taps a multiplication, weights in registers.",
+        doc="Depthwise convolution of 8-bit images, several taps a multiplication, weights in registers.",
         match=_match,
         emit=_emit,
         cost=_cost,

@@ -36,7 +36,7 @@ def _cost(job: Job) -> float:
     return 300.0 + job.result_type.numel / job.target.lanes * per_vector
 
 
-def _loop(count: int, lanes: int, body: list[str], tail_body: list[str]) -> list[str]:
+def loop(count: int, lanes: int, body: list[str], tail_body: list[str]) -> list[str]:
     """A loop over a row: whole vectors, then the rest with `m` elements."""
     lines = []
     if count >= lanes:
@@ -50,7 +50,7 @@ def _both(count: int, lanes: int, text: list[str]) -> list[str]:
     """The same statements for whole vectors and for the rest; LOAD(p), STORE(p, v), KEEP(v, w) adapt."""
     rest = str(count % lanes)
     whole = [_expand(line, "LANES") for line in text]
-    return _loop(count, lanes, whole, [_expand(line, rest) for line in text])
+    return loop(count, lanes, whole, [_expand(line, rest) for line in text])
 
 
 def _expand(line: str, count: str) -> str:
@@ -133,7 +133,7 @@ def _emit(job: Job) -> Kernel:
         written, result = epilogue.apply("r0", {"channel": "i", "full": f"u * {count}L + i"}, n)
         return [*text, *written, _expand(f"STORE(o + i, {result});", n)]
 
-    lines += _loop(count, lanes, finish("LANES"), finish(str(count % lanes)))
+    lines += loop(count, lanes, finish("LANES"), finish(str(count % lanes)))
     inplace = (source,) if source is not None else ()
     return Kernel("\n".join([*lines, "}", "}"]), tuple(args), rows, inplace=inplace)  # type: ignore[arg-type]
 

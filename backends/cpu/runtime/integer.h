@@ -56,12 +56,32 @@ INLINE v_i32 mulshift_i32(v_i32 x, v_i32 m, const int s) {
     const v_i32 both = (v_i32)EVEN_ODD((REGISTER)even, (REGISTER)odd);
     return s > 32 ? both >> (s - 32) : both;
 }
+/* Sums of squares in 64 bits, of even and odd lanes together. */
+typedef v_pairs v_wide;
+INLINE v_wide add_squares(v_wide sums, v_i32 x) {
+    const v_pairs high = (v_pairs)x >> 32;
+    return sums + (v_wide)MUL_EVEN((REGISTER)x, (REGISTER)x) + (v_wide)MUL_EVEN((REGISTER)high, (REGISTER)high);
+}
 #else
 INLINE v_i32 mulshift_i32(v_i32 x, v_i32 m, const int s) {
     const v_i64 product = CONVERT(x, v_i64) * CONVERT(m, v_i64);
     return CONVERT((product + ((int64_t)1 << (s - 1))) >> s, v_i32);
 }
+typedef v_i64 v_wide;
+INLINE v_wide add_squares(v_wide sums, v_i32 x) {
+    const v_i64 wide = CONVERT(x, v_i64);
+    return sums + wide * wide;
+}
 #endif
+
+INLINE int64_t floor_div_i64(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+
+/* The largest r with r * r <= x, for 0 <= x < 2^62: the root in floating point is off by one at most. */
+INLINE int64_t root_i64(int64_t x) {
+    int64_t r = (int64_t)sqrt((double)x);
+    r -= r * r > x;
+    return r + ((r + 1) * (r + 1) <= x);
+}
 
 /* acc + low * low + high * high, where x and w hold two i16 in each lane. */
 INLINE v_i32 add_pairs(v_i32 acc, v_i32 x, v_i32 w) {
@@ -83,6 +103,31 @@ INLINE v_i32 pairs_u8(v_u8 low, v_u8 high) { return CONVERT(low, v_i32) | (CONVE
 INLINE v_i32 pairs_i8(v_i8 low, v_i8 high) {
     return (CONVERT(low, v_i32) & 0xffff) | (CONVERT(high, v_i32) << 16);
 }
+
+/* Four rows of elements as quads of bytes, all u8: i8 has its top bit flipped, which adds 128. */
+#if defined(__AVX512BW__) && VECTOR_BYTES == 64
+INLINE v_i32 quads_u8(v_u8 a, v_u8 b, v_u8 c, v_u8 d) {
+    __m512i v = _mm512_castsi128_si512((__m128i)a);
+    v = _mm512_inserti32x4(v, (__m128i)b, 1);
+    v = _mm512_inserti32x4(v, (__m128i)c, 2);
+    v = _mm512_inserti32x4(v, (__m128i)d, 3);
+    v = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
+    return (v_i32)_mm512_shuffle_epi8(
+        v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+}
+#elif VECTOR_BYTES == 32
+typedef uint16_t v_two __attribute__((vector_size(16)));
+INLINE v_i32 quads_u8(v_u8 a, v_u8 b, v_u8 c, v_u8 d) {
+    const v_two ab = (v_two)__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    const v_two cd = (v_two)__builtin_shufflevector(c, d, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    return (v_i32)__builtin_shufflevector(ab, cd, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#endif
+#if VECTOR_BYTES > 16
+INLINE v_i32 quads_i8(v_i8 a, v_i8 b, v_i8 c, v_i8 d) {
+    return quads_u8((v_u8)a, (v_u8)b, (v_u8)c, (v_u8)d) ^ (int32_t)0x80808080;
+}
+#endif
 
 /* Tables. place: 0..255 -> an entry. The entries are bytes (S: i8, u8) or i32. */
 INLINE v_i32 entries_i32(v_u8 place, const int32_t *table) {
@@ -125,10 +170,29 @@ TABLE(u8) TABLE(i8)
 
 /* i16 -> a value between two of 129 entries of a table. */
 INLINE v_i32 between(v_i32 low, v_i32 high, v_i32 u) { return low + (((high - low) * (u & 511) + 256) >> 9); }
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+/* 128 entries fill eight registers: each instruction picks from two of them by the low five bits. */
+INLINE v_i32 entries128_i32(__m512i at, __mmask16 odd, __mmask16 upper, const int32_t *t) {
+#define PICK(j) _mm512_permutex2var_epi32(_mm512_loadu_si512(t + 32 * j), at, _mm512_loadu_si512(t + 32 * j + 16))
+    const __m512i low = _mm512_mask_mov_epi32(PICK(0), odd, PICK(1));
+    return (v_i32)_mm512_mask_mov_epi32(low, upper, _mm512_mask_mov_epi32(PICK(2), odd, PICK(3)));
+#undef PICK
+}
+#endif
 INLINE v_i32 lookup_i16_i32(v_i16 x, const int32_t *table) {
     const v_i32 u = CONVERT(x, v_i32) + 32768, at = u >> 9;
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+    const __mmask16 odd = _mm512_test_epi32_mask((__m512i)at, _mm512_set1_epi32(32));
+    const __mmask16 upper = _mm512_test_epi32_mask((__m512i)at, _mm512_set1_epi32(64));
+    const v_i32 low = entries128_i32((__m512i)at, odd, upper, table);
+    const v_i32 high = entries128_i32((__m512i)at, odd, upper, table + 1);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+    const v_i32 low = (v_i32)_mm256_i32gather_epi32(table, (__m256i)at, 4);
+    const v_i32 high = (v_i32)_mm256_i32gather_epi32(table + 1, (__m256i)at, 4);
+#else
     v_i32 low, high;
     for (int i = 0; i < LANES; i++) { low[i] = table[at[i]]; high[i] = table[at[i] + 1]; }
+#endif
     return between(low, high, u);
 }
 #if defined(__AVX512BW__) && VECTOR_BYTES == 64
