@@ -114,15 +114,20 @@ class Source:
         return count
 
 
-def source_of(job: Job, item: Problem, tiling: Tiling) -> Source:
-    """The input itself where it can be read as it is, else a packed band."""
+def source_of(job: Job, item: Problem, tallest: int) -> Source:
+    """The input itself where tiles of up to `tallest` rows can read it as it is, else a packed band."""
     view = job.view(job.anchor.operands[0])
-    direct = _flat_source(view, item, tiling) if item.flat else _spatial_source(view, item, tiling)
+    direct = _flat_source(view, item, tallest) if item.flat else _spatial_source(view, item, tallest)
     # A run is read in whole groups, and what lies behind the input is not ours.
     if direct and item.dot.left is item.dot.source and direct.run % item.dot.group == 0:
         return direct
+    return packed_source(item, tallest)
+
+
+def packed_source(item: Problem, tallest: int) -> Source:
+    """A band whose rows lie as close as the cache likes."""
     channels, size = item.group_channels, item.dot.left.bytes
-    spread = row_stride_conflicts(item.stride[1] * channels * size, max(tiling.heights))
+    spread = row_stride_conflicts(item.stride[1] * channels * size, tallest)
     pixel = channels + LINE // size * spread
     if item.flat:
         return Source(True, pixel, 0, (), channels)
@@ -130,22 +135,22 @@ def source_of(job: Job, item: Problem, tiling: Tiling) -> Source:
     return Source(True, pixel, width * pixel, *_taps(item, pixel, width * pixel))
 
 
-def _flat_source(view: View, item: Problem, tiling: Tiling) -> Source | None:
+def _flat_source(view: View, item: Problem, tallest: int) -> Source | None:
     dims, (walk,) = collapse((view.shape[:-1] or (1,)), view.strides[:-1] or (0,))
     channels = item.group_channels
     step = walk[0] if len(dims) == 1 else -1
     step = channels if len(dims) == 1 and dims[0] == 1 else step
     unit = channels == 1 or view.strides[-1] == 1
-    if not unit or step < 0 or row_stride_conflicts(step * item.dot.left.bytes, max(tiling.heights)):
+    if not unit or step < 0 or row_stride_conflicts(step * item.dot.left.bytes, tallest):
         return None
     return Source(False, step, 0, (), channels)
 
 
-def _spatial_source(view: View, item: Problem, tiling: Tiling) -> Source | None:
+def _spatial_source(view: View, item: Problem, tallest: int) -> Source | None:
     stride, (_, row, pixel, channel) = item.stride[1], view.strides
     unit = item.group_channels == 1 or channel == 1
     padded = any((*item.low, *item.high))
-    if not unit or padded or row_stride_conflicts(stride * pixel * item.dot.left.bytes, max(tiling.heights)):
+    if not unit or padded or row_stride_conflicts(stride * pixel * item.dot.left.bytes, tallest):
         return None
     return Source(False, pixel, row, *_taps(item, pixel, row))
 

@@ -74,44 +74,53 @@ def _compensated(job: Job, item: Problem, bias: Value | None) -> np.ndarray | No
     return np.asarray((0 if known is None else known) - item.dot.shift * sums).astype(np.int32)
 
 
-def pack_weights(job: Job, item: Problem, source: Source, width: int) -> np.ndarray:
-    """[groups, panels, steps, width, group of dot] with K in the order filter row, filter column, channel."""
+def weight_matrices(job: Job, item: Problem, run: int, padded: int) -> list[np.ndarray]:
+    """[K, N] for each group, K in the order filter row, filter column, channel; zeros fill each run up to `padded`."""
     weight = job.constant(weight_operand(job))
     assert weight is not None
     if job.anchor.name == "conv":
         matrices = [g.transpose(2, 3, 1, 0).reshape(item.depth, -1) for g in np.split(weight, item.groups)]
     else:
         matrices = [weight.T if job.anchor.name == "linear" else weight.reshape(weight.shape[-2:])]
-    missing = -source.run % item.dot.group  # each run is read in whole groups
-    if missing:
-        runs = [m.reshape(-1, source.run, m.shape[-1]) for m in matrices]
-        matrices = [np.pad(r, ((0, 0), (0, missing), (0, 0))).reshape(-1, r.shape[-1]) for r in runs]
-    return np.stack([item.dot.pack(matrix, width) for matrix in matrices])
+    if padded == run:
+        return matrices
+    runs = [m.reshape(-1, run, m.shape[-1]) for m in matrices]
+    return [np.pad(r, ((0, 0), (0, padded - run), (0, 0))).reshape(-1, r.shape[-1]) for r in runs]
 
 
-def _split(item: Problem, tiling: Tiling, target: Target) -> tuple[int, int]:
-    """(bands of one image, groups of column panels): by whichever side is cheaper to read twice."""
+def pack_weights(job: Job, item: Problem, source: Source, width: int) -> np.ndarray:
+    """[groups, panels, steps, width, group of dot]; each run is read in whole groups."""
+    padded = item.dot.steps(source.run) * item.dot.group
+    return np.stack([item.dot.pack(matrix, width) for matrix in weight_matrices(job, item, source.run, padded)])
+
+
+def split_units(item: Problem, count: int, panels: int, target: Target) -> tuple[int, int]:
+    """(bands of one image, groups of column panels): by whichever side is cheaper to read twice.
+
+    Args:
+        count: tiles of a flat problem.
+    """
     weights = item.depth * item.columns * item.dot.right.bytes
     activations = item.images * item.height * item.width * item.group_channels * item.dot.left.bytes
-    rows = tiling.count if item.flat else item.out_height
+    rows = count if item.flat else item.out_height
     images = 1 if item.flat else item.images
-    if weights > max(activations, target.l2_bytes // 4) and tiling.panels > 1:
+    if weights > max(activations, target.l2_bytes // 4) and panels > 1:
         # Many panels stay whole units; few rows of them still have to give every thread some.
-        return 1, min(tiling.panels, UNITS)
+        return 1, min(panels, UNITS)
     wanted = max(UNITS // (images * item.groups), -(-activations // images // BAND_BYTES), 1)
     bands = min(rows, wanted + wanted % 2)
-    columns = 1 if bands * images * item.groups >= 4 else min(tiling.panels, 4)
+    columns = 1 if bands * images * item.groups >= 4 else min(panels, 4)
     return bands, columns
 
 
 def _emit(job: Job) -> Kernel:
     item = problem(job)
     tiling = item.tiling(job.target)
-    source = source_of(job, item, tiling)
+    source = source_of(job, item, max(tiling.heights))
     epilogue = _epilogue(job, item, tiling)
     width = tiling.vectors * job.target.lanes
     weights = pack_weights(job, item, source, width)
-    bands, column_groups = _split(item, tiling, job.target)
+    bands, column_groups = split_units(item, tiling.count, tiling.panels, job.target)
     lda = source.pixel * (1 if item.flat else item.stride[1])
     result = job.result_type.dtype
     ldb, ldo = width * item.dot.group, item.columns * item.groups
