@@ -256,10 +256,12 @@ class _Loops:
         return [*lines, *self._panels(inner, "g")]
 
 
-def _convolution(size: int, channels: int, outs: int, kernel: int, stride: int) -> Example:
+def _convolution(size: int, channels: int, outs: int, kernel: int, stride: int, dtype: str = "f32") -> Example:
     attrs = {"stride": (stride, stride), "padding": (kernel // 2,) * 4, "dilation": (1, 1), "channels_last": True}
-    types = (f"f32[1,{size},{size},{channels}]", f"f32[{outs},{channels},{kernel},{kernel}]", f"f32[{outs}]")
-    return Example("conv", types, attrs, constants=(1, 2), epilogue=("relu",))
+    x, w = f"[1,{size},{size},{channels}]", f"[{outs},{channels},{kernel},{kernel}]"
+    if dtype == "f32":
+        return Example("conv", (f"f32{x}", f"f32{w}", f"f32[{outs}]"), attrs, constants=(1, 2), epilogue=("relu",))
+    return Example("conv", (f"{dtype}{x}", f"i8{w}", f"i32[{outs}]"), {**attrs, "pad_value": 3}, constants=(1,))
 
 
 def _product(rows: int, depth: int, columns: int) -> Example:
@@ -284,6 +286,10 @@ GEMM = family(
             *(_product(*sizes) for sizes in ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (1, 2048, 1000))),
             Example("matmul", ("f32[3,50,70]", "f32[70,30]"), constants=(1,), epilogue=("gelu",)),
             Example("linear", ("f64[33,70]", "f64[30,70]", "f64[30]"), constants=(1, 2)),
+            # In 8 bits, with a bias of run time, which the tile registers of AMX leave to this family.
+            _convolution(28, 64, 64, 3, 1, "u8"),
+            Example("linear", ("u8[128,768]", "i8[768,768]", "i32[768]"), constants=(1,)),
+            Example("linear", ("i8[1,2048]", "i8[1000,2048]", "i32[1000]"), constants=(1,)),
         ),
     )
 )

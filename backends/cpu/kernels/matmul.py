@@ -271,6 +271,9 @@ MATMUL = family(
             Example("matmul", ("f32[12,128,64]", "f32[12,64,128]")),
             Example("matmul", ("f32[197,768]", "f32[768,197]"), epilogue=("relu",)),
             Example("linear", ("f32[5,33,70]", "f32[30,70]", "f32[30]")),
+            Example("matmul", ("i8[12,128,64]", "i8[12,64,128]")),
+            Example("matmul", ("u8[12,128,128]", "i8[12,128,64]")),
+            Example("matmul", ("u8[4,33,35]", "u8[35,30]")),
         ),
     )
 )
