@@ -17,6 +17,7 @@ from secateur.ir.types import TensorType
 FOLD_ELEMENTS = 1 << 20  # of the operands and of the result together
 HEAVY_ELEMENTS = 1 << 12
 HEAVY = frozenset({"matmul", "linear", "einsum", "conv", "conv_transpose", "attention"})
+KEPT = frozenset({"constant", "dequantize"})  # integers of a quantised model stay integers
 
 
 class FoldingBuilder(Builder):
@@ -30,7 +31,7 @@ class FoldingBuilder(Builder):
     def op(self, name: str, values: Sequence[Value | np.ndarray], attrs: dict[str, Any]) -> Op:
         arrays = [value if isinstance(value, np.ndarray) else constant_value(value) for value in values]
         known = [array for array in arrays if array is not None]
-        if name != "constant" and len(known) == len(arrays):
+        if name not in KEPT and len(known) == len(arrays):
             opdef = lookup(name, self.span)
             complete = opdef.complete(attrs, self.span)
             types = opdef.result_types([TensorType.of(array) for array in known], complete, self.span)
