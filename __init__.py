@@ -3,6 +3,7 @@
     program = secateur.compile(model, example_inputs)     # nn.Module, ExportedProgram, .onnx, .pt2, .ir
     result = program(*inputs)
     program.save("build/model")                           # C source, header, weights, library, manifest
+    small = secateur.compile(model, example_inputs, quantize="int8", calibration=batches)
 
 Everything is imported on first use, so that opening a compiled artefact needs NumPy and nothing else.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from secateur.ir.text import parse as parse
     from secateur.passes.base import Pass
     from secateur.passes.manager import optimize as optimize
+    from secateur.passes.quantize import Recipe as Recipe
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ _HOME = {
     "CompileError": "secateur.ir.diagnostics",
     "Graph": "secateur.ir.graph",
     "Program": "secateur.backends.artifact",
+    "Recipe": "secateur.passes.quantize",
     "import_model": "secateur.frontends.open",
     "interpret": "secateur.ir.interpret",
     "load": "secateur.backends.artifact",
@@ -41,6 +44,7 @@ __all__ = [
     "CompileError",
     "Graph",
     "Program",
+    "Recipe",
     "compile",
     "import_model",
     "interpret",
@@ -71,6 +75,8 @@ def compile(
     threads: int | None = None,
     cc: str | None = None,
     name: str = "model",
+    quantize: str | Recipe | None = None,
+    calibration: Any = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Program:
     """Compile a model, or a graph, for a processor.
@@ -83,6 +89,9 @@ def compile(
         threads: fixed at compile time; None leaves the choice to the moment of loading.
         name: of the library, the header and all C symbols; two models in one program need two.
         cc: a C compiler to use instead of the bundled one.
+        quantize: "int8", "int4", "weights-int8", "weights-int4", or a `Recipe` with every option of quantisation.
+        calibration: what real inputs look like, where activations are quantised: an iterable of batches (tuples of
+            arrays in the order of the inputs, or dicts by their names), a .npz file, or a folder of them.
         progress: called with a stage and its share done, 0 to 1, while compiling.
 
     Raises:
@@ -92,5 +101,4 @@ def compile(
     from secateur.frontends.open import import_model
 
     graph = import_model(model, example_inputs)
-    options = Options(target=target, pipeline=pipeline, threads=threads, cc=cc, name=name)
-    return compile_graph(graph, options, progress)
+    return compile_graph(graph, Options(target, pipeline, threads, cc, name, quantize, calibration), progress)

@@ -81,6 +81,7 @@ class Program:
         status = self._create(ctypes.byref(handle), self._threads or 0)
         if status:
             reasons = {-1: f"{self._threads} threads are not possible", -2: "not enough memory"}
+            reasons[-4] = "the system does not let it use AMX registers; compile with --target x86-64-v4-vnni"
             reason = reasons.get(status, "no thread to be had")
             raise CompileError(f"cannot start the program in {self.folder}: {reason}")
         self.handle = handle
@@ -144,7 +145,8 @@ class Program:
 def make_report(manifest: dict[str, Any]) -> Report:
     """The report of an artefact, which does not have to run on this machine."""
     keys = ("target", "threads", "arena_bytes", "weights_bytes", "scratch_bytes", "compile_seconds")
-    return Report({key: manifest[key] for key in keys} | {"kernels": manifest["kernels"]})
+    optional = {key: manifest[key] for key in ("quantization",) if key in manifest}
+    return Report({key: manifest[key] for key in keys} | optional | {"kernels": manifest["kernels"]})
 
 
 def _as_numpy(item: Any) -> tuple[np.ndarray, str]:

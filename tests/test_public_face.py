@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import secateur
+from secateur.ir.builder import Builder
 from secateur.ir.text import write_ir
 
 TEXT = """graph @m(%x: f32[2,3]) -> (f32[2,3]) {
@@ -106,3 +107,49 @@ def test_what_is_not_a_model_is_said_clearly(
         archive.writestr("archive/data.pkl", b"")
     with pytest.raises(secateur.CompileError, match=message):
         secateur.import_model(model)
+
+
+def two_layers() -> secateur.Graph:
+    rng = np.random.default_rng(0)
+    b = Builder.graph("layers", x="f32[4,8]")
+    first, second = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 8), (3, 16)))
+    return b.returns(b.linear(b.relu(b.linear(b["x"], first)), second))
+
+
+def batches(count: int = 64) -> list[tuple[np.ndarray, ...]]:
+    rng = np.random.default_rng(1)
+    return [(rng.standard_normal((4, 8)).astype(np.float32),) for _ in range(count)]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "weights-int8", secateur.Recipe(weights="int4")])
+def test_a_model_is_quantised_and_says_so(recipe: str | secateur.Recipe) -> None:
+    graph = two_layers()
+    program = secateur.compile(graph, quantize=recipe, calibration=batches())
+    assert str(graph) == str(two_layers())
+    x = np.random.default_rng(2).standard_normal((4, 8)).astype(np.float32)
+    expected = secateur.interpret(graph, x)[0]
+    error = np.linalg.norm(program(x) - expected) / np.linalg.norm(expected)
+    assert 0 < error < (0.2 if getattr(recipe, "weights", "") == "int4" else 0.05)
+    told = program.report()["quantization"]
+    assert told["batches"] == 64 and told["error"]["final"] > 10
+    assert told["products"] == ({"integer": 0, "float": 2} if recipe == "weights-int8" else {"integer": 2, "float": 0})
+
+
+def test_a_float_program_says_nothing_of_quantisation() -> None:
+    assert "quantization" not in secateur.compile(two_layers()).report()
+
+
+REFUSED = [
+    ({"quantize": "int8"}, "need calibration data"),
+    ({"calibration": [1]}, "nothing is to be quantised"),
+    ({"quantize": "int9", "calibration": [1]}, "no recipe is called 'int9'"),
+    ({"quantize": "int8", "calibration": []}, "the calibration set is empty"),
+    ({"quantize": "int8", "calibration": [(np.zeros((4, 9), np.float32),)]}, r"must be f32\[4,8\]"),
+    ({"quantize": "int8", "calibration": [(np.full((4, 8), np.nan, np.float32),)]}, "32 values that are NaN"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_what_cannot_be_quantised_is_said_clearly(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(secateur.CompileError, match=message):
+        secateur.compile(two_layers(), **arguments)

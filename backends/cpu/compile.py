@@ -6,7 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from secateur.backends.cpu.emit import emit
 from secateur.backends.cpu.legalize import legalize
 from secateur.backends.cpu.lower import Lowered, Step, lower
 from secateur.backends.cpu.plan import plan
+from secateur.backends.cpu.quantized import check_request, executor, lowered, quantized
 from secateur.backends.cpu.target import find_target
 from secateur.backends.cpu.toolchain import FLAGS, build, find_compiler
 from secateur.backends.cpu.views import ARENA, WEIGHT, Buffer
@@ -22,7 +23,8 @@ from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Value
 from secateur.ir.opdef import lookup
 from secateur.passes.base import Pass
-from secateur.passes.manager import PassManager, resolve
+from secateur.passes.manager import PassManager, PassRecord, resolve
+from secateur.passes.quantize import Recipe
 
 PIPELINE = "cpu"
 Progress = Callable[[str, float], None]
@@ -44,9 +46,12 @@ class Options:
             processor that the process may use.
         cc: the C compiler.
         name: prefix of all C symbols, lower-case letters, digits and underscores.
+        quantize: how a float graph is quantised first: a recipe, or the name of one.
+        calibration: for that: what real inputs look like, in any form that `open_batches` takes.
 
     Raises:
-        CompileError: a name or a number of threads that cannot be.
+        CompileError: a name, a recipe or a number of threads that cannot be; calibration data with nothing to
+            quantise, or none where activations are quantised.
     """
 
     target: str = "native"
@@ -54,6 +59,8 @@ class Options:
     threads: int | None = None
     cc: str | None = None
     name: str = "model"
+    quantize: str | Recipe | None = None
+    calibration: Any = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", self.name):
@@ -62,6 +69,7 @@ class Options:
             raise CompileError(f"the name {self.name!r} means something else in C or in the artefact")
         if self.threads is not None and not 1 <= self.threads <= 256:
             raise CompileError(f"threads must be 1 to 256, got {self.threads}")
+        check_request(self.quantize, self.calibration)
 
 
 DEFAULTS = Options()
@@ -98,8 +106,7 @@ def compile_to(folder: Path, graph: Graph, options: Options = DEFAULTS, progress
     name, count = options.name, options.threads or 0
     machine, compiler = find_target(options.target), find_compiler(options.cc)
     inputs, outputs = _describe(graph.inputs), _describe(graph.outputs)
-    manager = PassManager([*resolve(options.pipeline), *resolve(PIPELINE)])
-    optimized = manager.run(graph.clone())
+    optimized, passes, record = _prepared(graph, options, report)
     report("passes", 1.0)
     legalize(optimized, machine)
     program = lower(optimized, machine, lambda share: report("kernels", share))
@@ -127,11 +134,32 @@ def compile_to(folder: Path, graph: Graph, options: Options = DEFAULTS, progress
             "compiler": compiler.version(),
             "flags": [*FLAGS, *machine.flags],
             "sources": written.sources,
-            "passes": [{"name": r.name, "seconds": round(r.seconds, 4), "ops": r.ops_after} for r in manager.records],
+            "passes": [{"name": r.name, "seconds": round(r.seconds, 4), "ops": r.ops_after} for r in passes],
             "kernels": [{**row, "function": fn} for row, fn in zip(kernels, written.kernels, strict=True)],
             "buffers": buffers,
+            **({"quantization": record} if record else {}),
         },
     )
+
+
+def _prepared(graph: Graph, options: Options, report: Progress) -> tuple[Graph, list[PassRecord], dict[str, Any]]:
+    """All that happens to a graph before kernels are chosen: passes, quantisation, the backend's own passes.
+
+    Returns:
+        A new graph, what each pass did, and what the manifest says of quantisation; nothing for a float graph.
+    """
+    passes, backend = PassManager(resolve(options.pipeline)), PassManager(resolve(PIPELINE))
+    result = passes.run(graph.clone())
+    record: dict[str, Any] = {}
+    if options.quantize is not None:
+        plain = replace(options, pipeline="none", quantize=None, calibration=None)
+        run = executor(lambda part: compile_graph(part, plain))
+        result, record = quantized(result, options.quantize, options.calibration, run, report)
+    has_integers = any(op.name in ("quantize", "dequantize") for op in result.walk())
+    result = backend.run(result)
+    if has_integers:
+        record |= lowered(result)
+    return result, [*passes.records, *backend.records], record
 
 
 def _describe(values: Sequence[Value]) -> list[dict[str, Any]]:
