@@ -203,3 +203,59 @@ def test_standardize(target: str) -> None:
             outputs += [value, b.rescale(moved, number(1), number(77, DType.U8), shift=16)]
     graph = assert_exact(b, outputs, inputs, target)
     assert chosen(graph, target).count("standardize") >= 32
+
+
+# queries, heads of queries and of keys, keys, elements of keys and of values
+ATTENTIONS = [
+    (128, 2, 2, 128, 64, 64),
+    (5, 4, 2, 33, 17, 9),
+    (1, 1, 1, 1, 1, 1),
+    (40, 3, 1, 70, 32, 40),
+    (3, 1, 1, 4, 4, 4),
+]
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_attention(target: str) -> None:
+    """Masks of every kind, rows that see nothing, equal scores and the largest ones; operands and result permuted."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("attention")
+    inputs: list[np.ndarray] = []
+    outputs = []
+
+    def given(array: np.ndarray) -> Value:
+        inputs.append(array)
+        return b.into.add_input(TensorType.of(array))
+
+    for s, heads, shared, t, d, dv in ATTENTIONS:
+        shapes = ((2, heads, s, d), (2, shared, t, d), (2, shared, t, dv))
+        masks = [rng.random(shape) < 0.7 for shape in ((2, heads, s, t), (1, 1, 1, t), (s, 1))]
+        for variant, operands in enumerate(([], [], *([mask] for mask in masks))):
+            q, k, v = (limits_of(DType.I8, shape, rng) for shape in shapes)
+            if variant == 1:
+                k[...] = k[:, :, :1]
+                v[...] = rng.choice([-128, 127])
+            operands = list(map(given, (q, k, v, *operands)))
+            for bare in (True, False):
+                attrs = {"multiplier": int(rng.integers(1 << 28, 1 << 31)), "shift": int(rng.integers(30, 48))}
+                value = b.attention_integer(*operands, causal=variant % 2 == 1, **attrs)
+                if not bare:
+                    multiplier = rng.integers(1 << 24, 1 << 31, dv).astype(np.int32)
+                    value = b.rescale(value, multiplier, number(128, DType.U8), shift=38)
+                    value = b.transpose(value, perm=(0, 2, 1, 3))
+                outputs.append(value)
+    s, heads, d = 21, 3, 20
+    merged = given(limits_of(DType.I8, (1, s, 3, heads, d), rng))
+    parts = [
+        b.transpose(
+            b.reshape(
+                b.slice(merged, starts=(0, 0, i, 0, 0), stops=(1, s, i + 1, heads, d), steps=(1,) * 5),
+                shape=(1, s, heads, d),
+            ),
+            perm=(0, 2, 1, 3),
+        )
+        for i in range(3)
+    ]
+    outputs.append(b.transpose(b.attention_integer(*parts, multiplier=1 << 30, shift=36), perm=(0, 2, 1, 3)))
+    graph = assert_exact(b, outputs, inputs, target)
+    assert chosen(graph, target).count("attention_integer") == 2 * 5 * len(ATTENTIONS) + 1

@@ -1,0 +1,335 @@
+"""Attention in fixed point, one head at a time: scores, weights and sums stay in scratch memory.
+
+Queries times packed keys give a tile of scores; each row becomes weights of one byte and the inverse of
+their sum; weights times packed values give sums that one fixed-point multiplication divides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from secateur.backends.cpu.band import LINE, copy_elements
+from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
+from secateur.backends.cpu.dot import Dot, choose_dot
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
+from secateur.backends.cpu.kernels.matmul import pack_panel, strided_offset
+from secateur.backends.cpu.tile import Epilogue, TileCode, Tiling, check_epilogue
+from secateur.backends.cpu.views import View
+from secateur.ir.opdef import lookup
+from secateur.ir.ops.fixed_point import GAIN, HIDDEN, WEIGHT
+from secateur.ir.types import DType, numel
+
+VECTORS = 2
+UNITS = 16
+
+
+def _match(job: Job) -> str:
+    op = job.anchor
+    if op.name != "attention_integer":
+        return f"{op.name} is no attention in integers"
+    if any(value.type.numel == 0 for value in (*op.operands, *op.results)):
+        return "empty"
+    return check_epilogue(job)
+
+
+def _cost(job: Job) -> float:
+    q, k, v = job.anchor.operands[:3]
+    rows, keys = numel(q.shape[:-1]), k.shape[-2]
+    dot = choose_dot(job.target, DType.I8, DType.I8, DType.I32)
+    steps = rows * keys * (q.shape[-1] + v.shape[-1]) / dot.group * dot.cycles
+    return (steps * 1.2 + rows * keys * 20.0) / job.target.lanes + 500.0
+
+
+def _accepts(job: Job, position: int, view: View) -> bool:
+    positions = [job.position(value) for value in job.anchor.operands]
+    if position not in positions or not job.reads_once(position):
+        return False
+    return position != positions[0] or view.strides[-1] == 1 or view.shape[-1] == 1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes, and where everything lies in scratch memory."""
+
+    scores: Dot
+    values: Dot
+    batch: tuple[int, ...]
+    s: int
+    d: int
+    t: int
+    dv: int
+    width: int
+    tiling: Tiling
+
+    @property
+    def panels(self) -> tuple[int, int]:
+        """Of keys and of values."""
+        return -(-self.t // self.width), -(-self.dv // self.width)
+
+    @property
+    def key_panel(self) -> int:
+        """Elements of a packed panel of keys."""
+        return self.scores.steps(self.d) * self.scores.group * self.width
+
+    @property
+    def value_panel(self) -> int:
+        return self.values.steps(self.t) * self.values.group * self.width
+
+    @property
+    def row(self) -> int:
+        """Elements of a row of scores."""
+        return self.panels[0] * self.width
+
+    @property
+    def query(self) -> int:
+        """Elements of a copied query."""
+        return self.scores.steps(self.d) * self.scores.group
+
+    @cached_property
+    def places(self) -> tuple[list[tuple[str, str, int]], int]:
+        """(name, C type, byte offset) of each array in scratch memory, and their size together."""
+        tall, (keys, values) = max(self.tiling.heights), self.panels
+        arrays = [
+            ("keys", self.scores.right, keys * self.key_panel),
+            ("values", self.values.right, values * self.value_panel),
+            ("key_start", DType.I32, keys * self.width),
+            ("value_start", DType.I32, values * self.width),
+            ("queries", self.scores.left, tall * self.query),
+            ("scores", DType.I32, tall * self.row),
+            ("weights", self.values.left, tall * self.row),
+            ("sums", DType.I32, tall * values * self.width),
+            ("inverse", DType.I32, tall),
+        ]
+        offset, found = 0, []
+        for name, dtype, count in arrays:
+            found.append((name, CTYPE[dtype], offset))
+            offset += -(-count * dtype.bytes // LINE) * LINE
+        return found, offset + LINE
+
+
+def _plan(job: Job) -> _Plan:
+    target = job.target
+    q, _, v = (value.shape for value in job.anchor.operands[:3])
+    s, d, t, dv = *q[-2:], *v[-2:]
+    scores = choose_dot(target, DType.I8, DType.I8, DType.I32)
+    values = choose_dot(target, DType.U8, DType.I8, DType.I32)
+    tallest = max(1, (target.registers - max(scores.spare, values.spare) - VECTORS) // VECTORS)
+    count = -(-s // tallest)
+    tiling = Tiling(VECTORS, 1, count, s // count, s % count, 0.0)
+    return _Plan(scores, values, q[:-2], s, d, t, dv, VECTORS * target.lanes, tiling)
+
+
+def _emit(job: Job) -> Kernel:
+    plan, lanes = _plan(job), job.target.lanes
+    epilogue = Epilogue(job, plan.dv, plan.dv + 2 * lanes)
+    heads, heights = numel(plan.batch), plan.tiling.heights
+    blocks = max(1, min(-(-UNITS // heads), plan.s // 16))
+    ldk, ldv = plan.width * plan.scores.group, plan.width * plan.values.group
+    score = TileCode(plan.scores, VECTORS, (), plan.d, plan.query, ldk, plan.row)
+    value = TileCode(plan.values, VECTORS, (), plan.t, plan.row, ldv, plan.panels[1] * plan.width)
+    functions = [score.emit(f"NAME_scores{height}", height, plan.width, lanes) for height in heights]
+    functions += [value.emit(f"NAME_values{height}", height, plan.width, lanes) for height in heights]
+    functions += [_weights(job, plan), _pack(job, plan)]
+    operands = [job.position(operand) for operand in job.anchor.operands]
+    mask = job.view(job.anchor.operands[3]).broadcast((*plan.batch, plan.s, plan.t)) if len(operands) > 3 else None
+    q, out, result = job.view(job.anchor.operands[0]), job.results[0], CTYPE[job.result_type.dtype]
+    walks = {"qo": q.strides[:-2], "oo": out.strides[:-2]} | ({"mo": mask.strides[:-2]} if mask else {})
+    places, size = plan.places
+    lines = [
+        "KERNEL(NAME) {",
+        f"{result} *o = ({result} *)p[{len(operands)}];",
+        *epilogue.declare(len(operands) + 1),
+        *(f"{ctype} *const {name} = ({ctype} *)(SCRATCH + {offset}); (void){name};" for name, ctype, offset in places),
+        "for (long u = begin; u < end; u++) {",
+        f"const long block = u % {blocks}, head = u / {blocks}, shared = head / {_repeat(job)};",
+        *strided_offset(plan.batch, walks, "head"),
+        "if (PACKED != shared) NAME_pack(p, shared, keys, values, key_start, value_start);",
+        "PACKED = shared;",
+        f"const long t0 = block * {plan.tiling.count} / {blocks}, t1 = (block + 1) * {plan.tiling.count} / {blocks};",
+        "for (long t = t0; t < t1; t++) {",
+        f"const long m = {plan.tiling.start('t')};",
+        f"const int rows = {plan.tiling.base}{f' + (t < {plan.tiling.extra})' if plan.tiling.extra else ''};",
+        *_tile(plan, q, "mo" if mask else "0"),
+        *_finish(job, plan, epilogue, out),
+        *["}"] * 3,
+    ]
+    args = (*operands, ("result", 0), *(pointer for _, pointer in epilogue.pointers))
+    note = f"{heads} heads of {plan.s}x{plan.t}, {max(heights)}-row tiles"
+    return Kernel("\n\n".join([*functions, "\n".join(lines)]), args, heads * blocks, size, note=note)  # type: ignore[arg-type]
+
+
+def _repeat(job: Job) -> int:
+    """Heads of queries that share one of keys and values."""
+    q, k = job.anchor.operands[:2]
+    return q.shape[-3] // k.shape[-3]
+
+
+def _pack(job: Job, plan: _Plan) -> str:
+    """A function that packs the keys and values of a head."""
+    k, v = (job.view(value) for value in job.anchor.operands[1:3])
+    right = [CTYPE[dot.right] for dot in (plan.scores, plan.values)]
+    lines = [
+        f"static void NAME_pack(void *const *p, long head, {right[0]} *keys, {right[1]} *values, "
+        "int32_t *key_start, int32_t *value_start) {",
+        f"const {right[0]} *k = p[1]; const {right[1]} *v = p[2];",
+        "(void)key_start; (void)value_start;",
+        *strided_offset(k.shape[:-2], {"ko": k.strides[:-2], "vo": v.strides[:-2]}, "head"),
+    ]
+    lines += _panels(
+        plan.scores, "key", plan.panels[0], plan.width, ("k + ko", plan.d, plan.t, k.strides[-1], k.strides[-2])
+    )
+    lines += _panels(
+        plan.values, "value", plan.panels[1], plan.width, ("v + vo", plan.t, plan.dv, v.strides[-2], v.strides[-1])
+    )
+    return "\n".join([*lines, "}"])
+
+
+def _panels(dot: Dot, name: str, count: int, width: int, source: tuple[str, int, int, int, int]) -> list[str]:
+    """Pack a matrix (where it is, depth, columns, strides along both) as `count` panels."""
+    at, depth, columns, row, column = source
+    panel = f"({name}s + c * {dot.steps(depth) * dot.group * width}L)"
+    lines = [f"for (long c = 0; c < {count}; c++) {{", *pack_panel(dot, panel, at, depth, columns, width, row, column)]
+    if dot.shift:
+        start = f"{name}_start + c * {width}"
+        lines.append(f"start_sums({start}, 0, 0, {panel}, {dot.steps(depth)}, {width}, {dot.shift});")
+    return [*lines, "}"]
+
+
+def _tile(plan: _Plan, q: View, mask: str) -> list[str]:
+    """The three stages for `rows` queries from number `m` on."""
+    lines = [
+        "for (long i = 0; i < rows; i++) {",
+        f"{CTYPE[plan.scores.left]} *const to = queries + i * {plan.query};",
+        f"const {CTYPE[plan.scores.source]} *const from = "
+        f"(const {CTYPE[plan.scores.source]} *)p[0] + qo + (m + i) * {q.strides[-2]}L;",
+        copy_elements(plan.scores, plan.d, 1),
+        "}",
+    ]
+
+    def products(kind: str, panels: int, panel: int, left: str, right: str, into: str) -> list[str]:
+        calls = [
+            f"NAME_{kind}{height}({left}, {right} + c * {panel}L, {into} + c * {plan.width});"
+            for height in plan.tiling.heights
+        ]
+        pick = f"if (t < {plan.tiling.extra}) {calls[0]} else {calls[-1]}" if plan.tiling.extra else calls[0]
+        return [f"for (long c = 0; c < {panels}; c++) {{", pick, "}"]
+
+    keys, values = plan.panels
+    return [
+        *lines,
+        *products("scores", keys, plan.key_panel, "queries", "keys", "scores"),
+        f"NAME_weights(p, {mask}, scores, key_start, weights, inverse, m, rows);",
+        *products("values", values, plan.value_panel, "weights", "values", "sums"),
+    ]
+
+
+def _weights(job: Job, plan: _Plan) -> str:
+    """A function that turns rows of scores, the first being query `m`, into weights and the inverse of their sum."""
+    lanes, t, attrs = job.target.lanes, plan.t, job.anchor.attrs
+    operands = job.anchor.operands
+    mask = job.view(operands[3]).broadcast((*plan.batch, plan.s, t)) if len(operands) > 3 else None
+    hides = mask is not None or attrs["causal"]
+    hidden = f"splat_i32({HIDDEN})"
+
+    def seen(count: str) -> list[str]:
+        start = " + load_i32(start + j)" if plan.scores.shift else ""
+        lines = [f"v_i32 s = load_i32(row + j){start};"]
+        if mask:
+            step = mask.strides[-1]
+            at = f"mask + (m + i) * {mask.strides[-2]}L + j * {step}L"
+            whole, some = f"load_bool({at})", f"loadn_bool({at}, {count})"
+            loaded = f"gather_bool({at}, {step}L, {count})" if step != 1 else whole if count == "LANES" else some
+            lines.append(f"s = select_i32({from_memory(loaded, DType.BOOL)}, s, {hidden});")
+        if attrs["causal"]:
+            lines.append(f"s = select_i32(lane + (int)j <= (int)(m + i), s, {hidden});")
+        if count != "LANES":
+            lines.append(f"s = select_i32(lane < {count}, s, {hidden});")
+        return [*lines, "top = max_i32(s, top);", "store_i32(row + j, s);"]
+
+    def weigh(partial: bool) -> list[str]:
+        writer = BodyWriter({})
+        decay = lookup("decay").expr
+        assert decay is not None
+        arguments = {"x": ("below", DType.I32), "multiplier": ("multiplier", DType.I32)}
+        power, _ = writer.expr(decay, arguments, attrs, DType.I32)
+        lines = ["const v_i32 s = load_i32(row + j), below = most - s;", *writer.lines]
+        lines.append(f"v_i32 w = ({power} * {WEIGHT} + {1 << 14}) >> 15;")
+        if hides or partial:
+            lines.append(f"w &= TRUTH(s != {hidden});")
+        stored = f"CONVERT({plan.values.convert('w')}, v_{plan.values.left})"
+        return [*lines, "total += w;", f"store_{plan.values.left}(to + j, {stored});"]
+
+    whole, rest = t // lanes * lanes, t % lanes
+    first, second = [], []
+    if whole:
+        first += [f"for (long j = 0; j < {whole}; j += LANES) {{", *seen("LANES"), "}"]
+        second += [f"for (long j = 0; j < {whole}; j += LANES) {{", *weigh(False), "}"]
+    if rest:
+        first += [f"{{ const long j = {whole};", *seen(str(rest)), "}"]
+        second += [f"{{ const long j = {whole};", *weigh(True), "}"]
+    left = CTYPE[plan.values.left]
+    return "\n".join(
+        [
+            "static void NAME_weights(void *const *p, long mo, int32_t *scores, const int32_t *start, "
+            f"{left} *weights, int32_t *inverse, long m, int rows) {{",
+            "const bool_t *const mask = (const bool_t *)p[3] + mo; (void)mask; (void)start; (void)m;",
+            "vbool lane; for (int l = 0; l < LANES; l++) lane[l] = l;",
+            f"(void)lane; const v_i32 multiplier = splat_i32({attrs['multiplier']});",
+            "for (int i = 0; i < rows; i++) {",
+            f"int32_t *row = scores + i * {plan.row}L; {left} *to = weights + i * {plan.row}L;",
+            f"v_i32 top = {hidden}, total = {{0}};",
+            *first,
+            "const v_i32 most = splat_i32(max_lanes_i32(top));",
+            *second,
+            "const int32_t sum = sum_lanes_i32(total);",
+            f"inverse[i] = sum ? (int32_t)(((int64_t)1 << {32 + GAIN}) / sum) : 0;",
+            "}",
+            "}",
+        ]
+    )
+
+
+def _finish(job: Job, plan: _Plan, epilogue: Epilogue, out: View) -> list[str]:
+    """Divide the sums, apply what follows, and store."""
+    lanes, into = job.target.lanes, job.result_type.dtype
+
+    def store(count: str) -> list[str]:
+        start = " + load_i32(value_start + j)" if plan.values.shift else ""
+        sums = f"load_i32(sums + i * {plan.panels[1] * plan.width}L + j){start}"
+        lines = [f"const v_i32 r0 = mulshift_i32({sums}, divide, 32);"]
+        full = f"(head * {plan.s} + m + i) * {plan.dv}L + j"
+        written, value = epilogue.apply("r0", {"channel": "j", "full": full}, count)
+        at, stored = f"o + oo + (m + i) * {out.strides[-2]}L + j", to_memory(value, into)
+        whole = f"store_{into}({at}, {stored});"
+        return [*lines, *written, whole if count == "LANES" else f"storen_{into}({at}, {stored}, {count});"]
+
+    lines = ["for (long i = 0; i < rows; i++) {", "const v_i32 divide = splat_i32(inverse[i]);"]
+    whole = plan.dv // lanes * lanes
+    if whole:
+        lines += [f"for (long j = 0; j < {whole}; j += LANES) {{", *store("LANES"), "}"]
+    if plan.dv % lanes:
+        lines += [f"{{ const long j = {whole};", *store(str(plan.dv % lanes)), "}"]
+    return [*lines, "}"]
+
+
+_SCALE = {"multiplier": 1500000000, "shift": 29}
+ATTENTION_INTEGER = family(
+    Family(
+        name="attention_integer",
+        doc="Scores, one-byte weights and weighted sum of one head in integers, packed in scratch memory.",
+        match=_match,
+        emit=_emit,
+        cost=_cost,
+        accepts=_accepts,
+        places=True,
+        examples=(
+            Example("attention_integer", ("i8[1,12,128,64]",) * 3, _SCALE, epilogue=("relu",)),
+            Example("attention_integer", ("i8[1,12,197,64]",) * 3, _SCALE),
+            Example(
+                "attention_integer", ("i8[2,8,33,24]", "i8[2,2,33,24]", "i8[2,2,33,24]"), {**_SCALE, "causal": True}
+            ),
+            Example("attention_integer", ("i8[1,2,9,8]",) * 3 + ("bool[1,1,1,9]",), _SCALE),
+        ),
+    )
+)
