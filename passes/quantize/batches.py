@@ -19,6 +19,7 @@ Batch = tuple[np.ndarray, ...]
 Specs = Sequence[tuple[str, TensorType]]
 Progress = Callable[[str, float], None]
 
+EVERY = 4
 KEPT_BATCHES = 64  # of an iterable that can be read only once
 KEPT_BYTES = 256 << 20
 
@@ -44,6 +45,7 @@ class Batches:
             sample axis; the path of an .npz or .npy file, or of a folder of them.
         specs: name and type of each graph input.
         limit: at most so many batches are read; 0 for all.
+        count: how many there are; 0 before they have been gone through once.
     """
 
     source: Any
@@ -72,6 +74,15 @@ class Batches:
         if not number:
             raise CompileError("the calibration set is empty", hint="give at least one batch of inputs")
         self.count = number
+
+    def calibrating(self) -> Iterator[Batch]:
+        """The batches that ranges, weights and biases come from: all but every fourth."""
+        return (batch for number, batch in enumerate(self) if number % EVERY != EVERY - 1)
+
+    def judging(self) -> Iterator[Batch]:
+        """The batches on which results are compared: every fourth, which nothing else sees; all of fewer than four."""
+        few = self.count < EVERY
+        return (batch for number, batch in enumerate(self) if few or number % EVERY == EVERY - 1)
 
     def _checked(self) -> Iterator[Batch]:
         for number, batch in enumerate(_read(self.source, self.specs)):

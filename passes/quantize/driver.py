@@ -13,9 +13,11 @@ from secateur.ir.graph import Graph
 from secateur.ir.verify import verify
 from secateur.passes.quantize.batches import Progress, open_batches
 from secateur.passes.quantize.calibrate import Choice, Context, Seen, choose_ranges, observe, settings_of, unusable
+from secateur.passes.quantize.equalize import equalized, smoothed
 from secateur.passes.quantize.forms import decibels
 from secateur.passes.quantize.insert import Settings, insert
 from secateur.passes.quantize.plan import Plan, make_plan
+from secateur.passes.quantize.prepare import split_linears
 from secateur.passes.quantize.products import audit, corrected_biases, pack_nearest, round_second_order
 from secateur.passes.quantize.recipe import Recipe, recipe_of
 from secateur.passes.quantize.report import make_report
@@ -79,7 +81,10 @@ def quantize(
         raise CompileError(f"graph @{graph.name} is quantised already")
     opened = open_batches(batches, graph, limit=recipe.batches, seed=recipe.seed)
     context = Context(opened, run or interpreted, recipe, progress)
-    best, repairs = _repaired(graph.clone(), context)
+    graph = graph.clone()
+    if recipe.activations == "int8":
+        split_linears(graph)
+    best, repairs = _repaired(graph, context)
     audits = audit(best.graph, best.plan, best.settings, context)
     made = insert(best.graph, best.plan, best.settings)
     verify(made)
@@ -90,8 +95,7 @@ def quantize(
 def _repaired(graph: Graph, context: Context) -> tuple[Attempt, list[dict[str, Any]]]:
     """The best attempt, and what was tried on the way."""
     recipe = context.recipe
-    simple = replace(context, recipe=replace(recipe, observers=("minmax",)))
-    first = calibrated(graph, simple)
+    first = calibrated(graph, _simple(context))
     want = results(graph, context.batches, context.run, recipe.samples)
 
     def measure(attempt: Attempt) -> float:
@@ -112,9 +116,12 @@ def _repaired(graph: Graph, context: Context) -> tuple[Attempt, list[dict[str, A
         better = measure(tried) < best.noise
         history.append(_entry(name, best, tried, better))
         best = tried if better else best
-        if name == "ranges" and not better:
-            context = simple
     return best, history
+
+
+def _simple(context: Context) -> Context:
+    """Ranges by what was seen alone: quick, and equal terms for what is compared before ranges are chosen."""
+    return replace(context, recipe=replace(context.recipe, observers=("minmax",)))
 
 
 def _entry(name: str, before: Attempt, after: Attempt, kept: bool) -> dict[str, Any]:
@@ -151,6 +158,16 @@ def calibrated(graph: Graph, context: Context, seen: Seen | None = None) -> Atte
 # Repairs ------------------------------------------------------------------------------------------
 
 
+def _equalisation(best: Attempt, context: Context) -> Attempt | None:
+    made = equalized(best.graph, best.plan, best.seen) if context.recipe.equalize else None
+    return None if made is None else replace(calibrated(made[0], _simple(context)), note=made[1])
+
+
+def _smoothing(best: Attempt, context: Context) -> Attempt | None:
+    made = smoothed(best.graph, best.plan, best.seen, context) if context.recipe.smooth else None
+    return None if made is None else replace(calibrated(made[0], _simple(context)), note=made[1])
+
+
 def _ranges(best: Attempt, context: Context) -> Attempt | None:
     """Ranges chosen by the error of the operations that read the tensors."""
     if len(context.recipe.observers) == 1 and context.recipe.observers[0] == "minmax":
@@ -181,6 +198,8 @@ def _second_order(best: Attempt, context: Context) -> Attempt | None:
 
 # In the order in which they are tried: each starts from what the ones before it have reached.
 REPAIRS: dict[str, Callable[[Attempt, Context], Attempt | None]] = {
+    "equalisation": _equalisation,
+    "smoothing": _smoothing,
     "ranges": _ranges,
     "bias correction": _bias_correction,
     "second-order rounding": _second_order,

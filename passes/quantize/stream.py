@@ -13,7 +13,7 @@ from secateur.ir.graph import Graph, Op, Value
 from secateur.ir.interpret import run as interpret_run
 from secateur.ir.ops.constant import constant_value
 from secateur.passes.dce import DeadCode
-from secateur.passes.quantize.batches import Batch, Batches, Progress
+from secateur.passes.quantize.batches import EVERY, Batch, Batches, Progress
 
 Execute: TypeAlias = Callable[..., Sequence[np.ndarray]]
 Run: TypeAlias = Callable[[Graph], Execute]
@@ -51,17 +51,17 @@ def stream(
 ) -> None:
     """Feed jobs with what the graph computes on the batches (the first `most` of them, 0 for all).
 
-    Batches are gone over once, or again for every `limit` bytes of values.
+    The calibrating batches are gone over once, or again for every `limit` bytes of values.
     """
     parts = _parts(jobs, limit)
     for number, part in enumerate(parts):
         values = list(dict.fromkeys(value for job in part for value in job.values))
         execute = watched(graph, values, run)
-        for done, batch in enumerate(islice(batches, most or None), 1):
+        for done, batch in enumerate(islice(batches.calibrating(), most or None), 1):
             arrays = execute(batch)
             for job in part:
                 job.take([arrays[value] for value in job.values])
-            total = min(most, batches.count) or most or batches.count
+            total = min(most, batches.count) or most or batches.count * (EVERY - 1) // EVERY
             if progress:
                 share = done / total if total else 1 - 0.9**done  # how many there are is not known before the end
                 progress(stage, (number + min(share, 1.0)) / len(parts))
@@ -111,9 +111,9 @@ def copied(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
 
 
 def results(graph: Graph, batches: Batches, run: Run, most: int) -> list[list[np.ndarray]]:
-    """What a graph gives for the first `most` batches."""
+    """What a graph gives for the first `most` of the judging batches."""
     execute = run(graph)
-    return [[np.asarray(array) for array in execute(*batch)] for batch in islice(batches, most)]
+    return [[np.asarray(array) for array in execute(*batch)] for batch in islice(batches.judging(), most)]
 
 
 def relative_noise(got: Sequence[Sequence[np.ndarray]], want: Sequence[Sequence[np.ndarray]]) -> float:
