@@ -14,7 +14,7 @@ from secateur.passes.dce import DeadCode
 
 REDUCTIONS = tuple(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod"))
 NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm", "standardize")
-CONTRACTIONS = ("conv", "conv_transpose", "linear", "matmul")
+CONTRACTIONS = ("conv", "conv_transpose", "linear", "linear_grouped", "matmul")
 LOOKAHEAD = 12  # operations by which a branch that has not come together again may grow
 
 
@@ -26,9 +26,10 @@ class Fuse(Pass):
     after:   %2 = fusion(%x, %w, %r) {kind = "conv"} graph @conv_add_relu(...) {...}
 
     Exact: the body holds the same operations. An anchor takes the elementwise operations behind it
-    as far as they keep its result's shape and no value in between is used elsewhere; one in
-    `prologues` also those in front of its first operand. Elementwise operations that no anchor took
-    are boxed where they form a cone to one result of their common shape. Scalar constants of elementwise
+    as far as they keep its result's shape, no value in between is used elsewhere, and elements do not
+    get wider again for another box: a quantised result leaves as bytes. It takes those that only make other operands of
+    these too, and one in `prologues` those in front of its first operand. Elementwise operations that no
+    anchor took are boxed where they form a cone to one result of their common shape. Scalar constants of elementwise
     operations move into the body; others, an anchor's parameters among them, stay operands.
 
     Attributes:
@@ -37,26 +38,29 @@ class Fuse(Pass):
         limit: the most operations in one box.
     """
 
-    anchors: tuple[str, ...] = (*CONTRACTIONS, *REDUCTIONS, *NORMS)
+    anchors: tuple[str, ...] = (*CONTRACTIONS, "attention_integer", *REDUCTIONS, *NORMS)
     prologues: tuple[str, ...] = (*REDUCTIONS, *NORMS)
     limit: int = 64
 
     def run(self, graph: Graph) -> None:
         DeadCode().run(graph)  # a result that nobody uses would keep a value from having one user
         order = list(graph.ops)
-        state = _State({op: index for index, op in enumerate(order)}, self.limit)
+        state = _State({op: float(index) for index, op in enumerate(order)}, self.limit, self.prologues)
         groups: list[tuple[str, set[Op]]] = []
         # From the back, so that a residual joins the later of its two producers: the earlier is done by then.
         for op in reversed(order):
             if op.name in self.anchors and len(op.results) == 1:
                 groups.append((op.name, state.epilogue(op)))
         for kind, group in groups:
+            anchor = next(op for op in group if op.name == kind)
+            beside = state.cone(group - {anchor}, anchor.result.shape) - group
+            state.move_behind(graph, anchor, beside)
             if kind in self.prologues:
-                anchor = next(op for op in group if op.name == kind)
-                group |= state.cone(anchor, anchor.operands[0].shape)
+                group |= state.cone({anchor}, anchor.operands[0].shape)
+            group |= beside
         for op in reversed(order):
             if is_elementwise(op) and op not in state.taken:
-                groups.append(("pointwise", state.cone(op, op.result.shape)))
+                groups.append(("pointwise", state.cone({op}, op.result.shape)))
         for kind, group in groups:
             if len(group) > 1:
                 box(graph, sorted(group, key=state.position.__getitem__), kind)
@@ -70,8 +74,9 @@ def is_elementwise(op: Op) -> bool:
 class _State:
     """Program positions, and which operations are in a group already."""
 
-    position: dict[Op, int]
+    position: dict[Op, float]
     limit: int
+    prologues: tuple[str, ...]
 
     def __post_init__(self) -> None:
         self.taken: set[Op] = set()
@@ -85,7 +90,7 @@ class _State:
         A branch (x * sigmoid(x)) is followed in program order and accepted where it has come together.
         """
         shape = anchor.result.shape
-        group, best = {anchor}, {anchor}
+        group, best, width = {anchor}, {anchor}, anchor.result.type.dtype.bytes
         users = _Queue(self.position, 1)
         users.push(anchor.result.users)
         while (op := users.pop()) is not None and len(group) < min(self.limit, len(best) + LOOKAHEAD):
@@ -93,16 +98,20 @@ class _State:
                 break
             group.add(op)
             users.push(op.result.users)
-            if len(escaping(group)) == 1:
-                best = set(group)
+            if len(out := escaping(group)) == 1 and not (out[0].type.dtype.bytes > width and self.continues(out[0])):
+                best, width = set(group), out[0].type.dtype.bytes
         self.taken |= best
         return best
 
-    def cone(self, root: Op, shape: tuple[int, ...]) -> set[Op]:
-        """The root and the elementwise operations of that shape whose results nothing else uses."""
-        group = {root}
+    def continues(self, value: Value) -> bool:
+        """Whether some other box will compute with a value's elements, and may as well make them itself."""
+        return any(is_elementwise(user) or user.name in self.prologues for user in value.users)
+
+    def cone(self, roots: set[Op], shape: tuple[int, ...]) -> set[Op]:
+        """The roots and the elementwise operations of that shape whose results nothing else uses."""
+        group = set(roots)
         producers = _Queue(self.position, -1)
-        producers.push(value.op for value in root.operands)
+        producers.push(value.op for root in sorted(roots, key=self.position.__getitem__) for value in root.operands)
         while (op := producers.pop()) is not None and len(group) < self.limit:
             # Producers come last first, so every user that could still join has been looked at.
             if self.free(op) and op.result.shape == shape and all(user in group for user in op.result.users):
@@ -111,14 +120,21 @@ class _State:
         self.taken |= group
         return group
 
+    def move_behind(self, graph: Graph, anchor: Op, ops: set[Op]) -> None:
+        """Put operations that an anchor's epilogue alone needs between the two: bodies begin with their anchor."""
+        for count, op in enumerate(sorted(ops, key=self.position.__getitem__, reverse=True), 1):
+            if self.position[op] < self.position[anchor]:
+                graph.move(op, anchor.next or graph.terminator)
+                self.position[op] = self.position[anchor] + 1 / (count + 1)
+
 
 class _Queue:
     """Distinct operations by program position, first first (`sign` 1) or last first (-1)."""
 
-    def __init__(self, position: dict[Op, int], sign: int) -> None:
+    def __init__(self, position: dict[Op, float], sign: int) -> None:
         self.position = position
         self.sign = sign
-        self.heap: list[tuple[int, Op]] = []
+        self.heap: list[tuple[float, Op]] = []
         self.seen: set[Op] = set()
 
     def push(self, ops: Iterable[Op | None]) -> None:

@@ -61,7 +61,7 @@ class Island:
         low, high = LIMITS[dtype]
         reach = self.rng.uniform(0.7, 1.2)
         start, end = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
-        if dtype is DType.I16 or zero == 0 and dtype is DType.I8:
+        if dtype is DType.I16 or (zero == 0 and dtype is DType.I8):
             scale, point = max(-start, end, 1e-9) * reach / high, 0
         else:
             scale = max(end - start, 1e-9) * reach / (high - low)
