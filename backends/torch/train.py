@@ -283,6 +283,12 @@ def _master(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, known: np.nd
 # Both ways ----------------------------------------------------------------------------------------
 
 
+def float_constants(graph: Graph) -> dict[str, np.ndarray]:
+    """The named f32 constants of a graph, for `masters`."""
+    ops = (op for op in constants_of(graph) if op.attrs["name"] and op.result.type.dtype is DType.F32)
+    return {op.attrs["name"]: op.attrs["value"] for op in ops}
+
+
 def trainable(
     graph: Graph, *, masters: Mapping[str, np.ndarray] | None = None, initial: Literal["given", "lsq"] = "given"
 ) -> fx.GraphModule:

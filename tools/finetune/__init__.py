@@ -1,0 +1,1 @@
+"""Fine-tuning: quantisation-aware training and distillation from the float model."""
