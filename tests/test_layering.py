@@ -29,7 +29,7 @@ HEAVY = {
     ),
     "transformers": ("tools/",),
     "onnx": (),
-    "onnxruntime": ("tools/contenders.py",),
+    "onnxruntime": ("tools/contenders.py", "tools/static_onnx.py"),
     "openvino": ("tools/contenders.py",),
     "rich": ("tools/",),
     "graphviz": ("tools/",),

@@ -1,6 +1,7 @@
 """The process of one contender: reads requests as lines of JSON, answers with lines of JSON.
 
-    {"do": "prepare", ...}   write inputs, ONNX file and artefact
+    {"do": "prepare", ...}   write inputs and ONNX files
+    {"do": "compile", ...}   write an artefact of what was prepared
     {"do": "load", ...}      load the contender, run it once, write its outputs
     {"do": "time", ...}      run it for a while; the answer holds the seconds of each run
 
@@ -13,49 +14,93 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from secateur.backends.artifact import install
 from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.frontends.open import import_model
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph
 from secateur.passes.base import load_pass
-from secateur.tools.contenders import CONTENDERS, Call, Entry, torch_model
+from secateur.passes.quantize.batches import open_batches
+from secateur.tools.calibration import calibration_source, similar_batches
+from secateur.tools.contenders import ARTEFACT, CONTENDERS, IMPORTED, Call, Entry, torch_model
 from secateur.tools.models import build_python, input_specs, is_python, random_inputs
 
 Answer = dict[str, Any]
 
 
 class Worker:
-    """Holds the loaded contender between requests."""
+    """Holds the prepared model, or the loaded contender, between requests."""
 
     def __init__(self) -> None:
         self.call: Call | None = None
+        self.graph: Graph | None = None
+        self.batches: Any = None
 
-    def prepare(self, model: str, folder: str, threads: int, needs: list[str], seed: int, **how: Any) -> Answer:
-        """Write what the contenders start from. The artefact is made anew, the ONNX file of an earlier run is kept."""
-        entry = Entry(model, Path(folder), threads)
+    def prepare(
+        self,
+        model: str,
+        folder: str,
+        threads: int,
+        quantized: bool,
+        needs: list[str],
+        seed: int,
+        calibration: str,
+    ) -> Answer:
+        """Write what the contenders start from. The float ONNX file of an earlier run is kept, all else made anew."""
+        entry = Entry(model, Path(folder), threads, quantized)
         source, example = _source(model)
         start = time.perf_counter()
-        graph = import_model(source, example or None)
-        imported = time.perf_counter()
-        arrays = [tensor.numpy() for tensor in example] if example else random_inputs(input_specs(graph), seed)
+        self.graph = graph = import_model(source, example or None)
+        imported = time.perf_counter() - start
+        specs = input_specs(graph)
+        arrays = [tensor.numpy() for tensor in example] if example else random_inputs(specs, seed)
         np.savez(entry.folder / "inputs.npz", *arrays)
-        _artefact(graph, entry, **how)
-        compiled = time.perf_counter()
-        if "onnx" in needs and not entry.onnx.exists():
-            export_onnx(source if is_python(model) else torch_model(model), example, entry.onnx)
-        return {"import_seconds": imported - start, "compile_seconds": compiled - imported}
+        if {"onnx", IMPORTED} & set(needs) and not entry.float_onnx.exists():
+            export_onnx(source if is_python(model) else torch_model(model), example, entry.float_onnx)
+        if quantized:
+            given = (
+                calibration_source(calibration, specs, seed) if calibration else similar_batches(specs, seed, arrays)
+            )
+            self.batches = open_batches(given, graph)
+            if {"onnx", IMPORTED} & set(needs):
+                quantize_onnx(graph, entry, self.batches)
+        return {"import_seconds": imported}
 
-    def load(self, contender: str, model: str, folder: str, threads: int) -> Answer:
+    def compile(
+        self,
+        model: str,
+        folder: str,
+        threads: int,
+        form: str,
+        target: str,
+        pipeline: str | Sequence[str],
+        cc: str | None,
+        load: list[str],
+        quantize: str,
+    ) -> Answer:
+        """Write the artefact `form` of the prepared model."""
+        assert self.graph is not None, "compile before prepare"
+        for path in load:
+            load_pass(path)
+        entry = Entry(model, Path(folder), threads, bool(quantize))
+        start = time.perf_counter()
+        options = Options(target, pipeline, threads, cc)
+        if form == ARTEFACT and quantize:
+            options = replace(options, quantize=quantize, calibration=self.batches)
+        graph = import_model(entry.quantized_onnx) if form == IMPORTED else self.graph
+        compile_graph(graph, options).save(entry.folder / form)
+        return {"seconds": time.perf_counter() - start}
+
+    def load(self, contender: str, model: str, folder: str, threads: int, quantized: bool) -> Answer:
         """Load a contender and write the outputs of its first run to `<contender>.npz`."""
         start = time.perf_counter()
-        self.call = CONTENDERS[contender].load(Entry(model, Path(folder), threads))
+        self.call = CONTENDERS[contender].load(Entry(model, Path(folder), threads, quantized))
         outputs = self.call()
         path = Path(folder) / f"{contender}.npz"
         np.savez(path, *outputs)
@@ -88,23 +133,12 @@ def _source(model: str) -> tuple[Any, tuple[Any, ...]]:
     return program, tuple(program.example_inputs[0]) if program.example_inputs else ()
 
 
-def _artefact(
-    graph: Graph,
-    entry: Entry,
-    target: str,
-    pipeline: str | list[str],
-    cc: str | None,
-    artefact: str,
-    load: list[str],
-) -> None:
-    """Compile the graph, or take the artefact that exists already."""
-    if artefact:
-        install(Path(artefact), entry.folder / "artefact")
-        return
-    for path in load:
-        load_pass(path)
-    program = compile_graph(graph, Options(target, pipeline, entry.threads, cc))
-    program.save(entry.folder / "artefact")
+def quantize_onnx(graph: Graph, entry: Entry, batches: Any) -> None:
+    """Write the quantised ONNX file; of a model with attention only the products are quantised."""
+    from secateur.tools.static_onnx import quantize_file
+
+    attends = any(op.name in ("softmax", "attention") for op in graph.ops)
+    quantize_file(entry.float_onnx, entry.quantized_onnx, batches, products_only=attends)
 
 
 def export_onnx(model: Any, example: tuple[Any, ...], path: Path) -> None:
@@ -119,7 +153,12 @@ def export_onnx(model: Any, example: tuple[Any, ...], path: Path) -> None:
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more."""
     worker = Worker()
-    actions: dict[str, Callable[..., Answer]] = {"prepare": worker.prepare, "load": worker.load, "time": worker.time}
+    actions: dict[str, Callable[..., Answer]] = {
+        "prepare": worker.prepare,
+        "compile": worker.compile,
+        "load": worker.load,
+        "time": worker.time,
+    }
     for line in requests:
         request = json.loads(line)
         try:

@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from secateur.backends.artifact import install
 from secateur.ir.diagnostics import CompileError, nearest
 from secateur.tools.console import Tracker
-from secateur.tools.contenders import CONTENDERS
+from secateur.tools.contenders import ARTEFACT, ARTEFACTS, CONTENDERS, IMPORTED
 
 TOLERANCE = 1e-3
+REFERENCES = ("eager", "secateur-f32")  # float, both: what results are held against
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Plan:
         seconds: how long each contender runs in each round.
         artefact: an artefact that exists already, to be measured instead of one compiled now.
         load: files of passes that the pipeline names.
+        quantize: a recipe's name: everyone runs the model quantised with the same calibration data.
+        calibration: what `--calibration` names; random batches without it.
     """
 
     model: str
@@ -53,15 +57,27 @@ class Plan:
     cc: str | None = None
     artefact: Path | None = None
     load: Sequence[str] = ()
+    quantize: str = ""
+    calibration: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every request tells a worker."""
+        return {"model": self.model, "folder": str(self.folder), "threads": self.threads}
 
 
 @dataclass
 class Result:
-    """One contender's seconds per run, round by round; its outputs' distance from the reference; or why it failed."""
+    """One contender's seconds per run, round by round; its outputs' distance from the reference; or why it failed.
+
+    Attributes:
+        error: norm of the difference over norm. cosine: of the outputs and the reference's, the least of all outputs.
+    """
 
     name: str
     rounds: list[list[float]] = field(default_factory=list)
     error: float | None = None
+    cosine: float | None = None
     failure: str = ""
     load_seconds: float = 0.0
     outputs: str = ""
@@ -128,13 +144,16 @@ class Process:
         self.child.stdout.close()
 
 
-def check_contenders(names: Sequence[str]) -> list[str]:
-    """Contender names with `secateur` first and none twice; raises `CompileError` on an unknown one."""
+def check_contenders(names: Sequence[str], quantized: bool = False) -> list[str]:
+    """Contender names, our own first and none twice; raises `CompileError` on an unknown one."""
     for name in names:
         if name not in CONTENDERS:
             hint = nearest(name, CONTENDERS) or f"known are {', '.join(CONTENDERS)}"
             raise CompileError(f"unknown contender {name!r}", hint=hint)
-    return list(dict.fromkeys(["secateur", *names]))
+        if CONTENDERS[name].only_quantized and not quantized:
+            raise CompileError(f"{name} takes part in benchmarks of quantised models only", hint="add --quantize int8")
+    forms = [name for name, item in CONTENDERS.items() if item.only_quantized] if quantized else []
+    return list(dict.fromkeys(["secateur", *forms, *names]))
 
 
 def measure(plan: Plan, progress: Tracker) -> tuple[list[Result], dict[str, Any]]:
@@ -147,8 +166,8 @@ def measure(plan: Plan, progress: Tracker) -> tuple[list[Result], dict[str, Any]
         CompileError: Secateur cannot compile the model. What happens to the others is in their results.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
-    prepared = _prepare(plan, progress)
     results = {name: Result(name) for name in plan.contenders}
+    prepared = _prepare(plan, results, progress)
     with ExitStack() as stack:
         workers = {name: worker for name in plan.contenders if (worker := _load(plan, results[name], stack, progress))}
         _compare([results[name] for name in workers])
@@ -161,23 +180,29 @@ def measure(plan: Plan, progress: Tracker) -> tuple[list[Result], dict[str, Any]
     return list(results.values()), prepared
 
 
-def _prepare(plan: Plan, progress: Tracker) -> dict[str, Any]:
-    progress(f"compiling {plan.model} and exporting it for the others")
+def _prepare(plan: Plan, results: dict[str, Result], progress: Tracker) -> dict[str, Any]:
+    """Write what everyone starts from. Where one of several forms does not compile, that is its result."""
+    progress(f"importing {plan.model}" + (", exporting it for the others" if len(plan.contenders) > 1 else ""))
     needs = sorted({CONTENDERS[name].needs for name in plan.contenders if not unavailable(name, plan.model)})
+    facts = {**plan.facts, "quantized": bool(plan.quantize), "seed": plan.seed, "calibration": plan.calibration}
+    how = {"target": plan.target, "pipeline": plan.pipeline, "cc": plan.cc, "load": list(plan.load)}
     with Process(plan.threads, plan.folder / "prepare.log") as worker:
-        return worker.ask(
-            do="prepare",
-            model=plan.model,
-            folder=str(plan.folder),
-            threads=plan.threads,
-            needs=needs,
-            seed=plan.seed,
-            target=plan.target,
-            pipeline=plan.pipeline,
-            cc=plan.cc,
-            artefact=str(plan.artefact) if plan.artefact else "",
-            load=list(plan.load),
-        )
+        prepared = worker.ask(do="prepare", needs=needs, **facts)
+        if plan.artefact:
+            install(plan.artefact, plan.folder / ARTEFACT)
+        for name, result in results.items():
+            form = CONTENDERS[name].needs
+            if form not in needs or form not in ARTEFACTS or (form == ARTEFACT and plan.artefact):
+                continue
+            progress(f"compiling {name}")
+            try:
+                answer = worker.ask(do="compile", form=form, quantize=plan.quantize, **plan.facts, **how)
+                prepared["compile_seconds" if form == ARTEFACT else f"compile_seconds {name}"] = answer["seconds"]
+            except CompileError as error:
+                if form == ARTEFACT and not plan.quantize:
+                    raise
+                result.failure = error.message
+    return prepared
 
 
 def unavailable(name: str, model: str) -> str:
@@ -188,22 +213,20 @@ def unavailable(name: str, model: str) -> str:
             return f"{package} is not installed"
     if contender.needs == "torch" and model.endswith((".onnx", ".ir")):
         return "needs a PyTorch model"
-    if contender.needs == "onnx" and model.endswith(".ir"):
+    if contender.needs in ("onnx", IMPORTED) and model.endswith(".ir"):
         return "needs a PyTorch or ONNX model"
     return ""
 
 
 def _load(plan: Plan, result: Result, stack: ExitStack, progress: Tracker) -> Process | None:
     """A loaded and stopped worker, or None with the reason in `result.failure`."""
-    result.failure = unavailable(result.name, plan.model)
+    result.failure = result.failure or unavailable(result.name, plan.model)
     if result.failure:
         return None
     progress(f"loading {result.name}")
     worker = stack.enter_context(Process(plan.threads, plan.folder / f"{result.name}.log"))
     try:
-        answer = worker.ask(
-            do="load", contender=result.name, model=plan.model, folder=str(plan.folder), threads=plan.threads
-        )
+        answer = worker.ask(do="load", contender=result.name, quantized=bool(plan.quantize), **plan.facts)
     except CompileError as error:
         result.failure = error.message
         return None
@@ -213,14 +236,16 @@ def _load(plan: Plan, result: Result, stack: ExitStack, progress: Tracker) -> Pr
 
 
 def _compare(loaded: Sequence[Result]) -> None:
-    """Set every result's distance from eager PyTorch, or from the first other contender where that is missing."""
+    """Set every result's distance from the first that is there of `REFERENCES`, or else from the first other one."""
+    by_name = {result.name: result for result in loaded}
     others = [result for result in loaded if result.name != "secateur"]
-    reference = next((result for result in loaded if result.name == "eager"), others[0] if others else None)
+    reference = next((by_name[name] for name in REFERENCES if name in by_name), others[0] if others else None)
     if reference is None:
         return
     expected = read_outputs(reference.outputs)
     for result in loaded:
-        result.error = relative_error(read_outputs(result.outputs), expected)
+        found = read_outputs(result.outputs)
+        result.error, result.cosine = relative_error(found, expected), least_cosine(found, expected)
 
 
 def read_outputs(path: str) -> list[np.ndarray]:
@@ -238,6 +263,18 @@ def relative_error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) 
         norm = float(np.linalg.norm(wide)) or 1.0
         worst = max(worst, float(np.linalg.norm(a.astype(np.float64) - wide)) / norm)
     return worst
+
+
+def least_cosine(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """The least cosine between an output and its reference; NaN where shapes differ or something is not finite."""
+    if [a.shape for a in found] != [b.shape for b in expected]:
+        return float("nan")
+    cosines = [1.0]
+    for a, b in zip(found, expected):
+        x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+        norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+        cosines.append(float(x @ y) / norms if norms else float(not (x.any() or y.any())))
+    return float(np.min(cosines))
 
 
 def _rotated(names: list[str], index: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Who takes part in a benchmark: each row says how a model is loaded so that one call runs it once.
 
-Every contender runs in float32 on the same number of threads.
+Every contender runs on the same number of threads, in float32; or, in a benchmark of quantised models, those that
+start from an ONNX file run the one that ONNX Runtime has quantised.
 """
 
 from __future__ import annotations
@@ -23,31 +24,52 @@ class Entry:
 
     Attributes:
         model: as the command line names it.
-        folder: holds `inputs.npz`, `model.onnx` and the folder `artefact`, as far as they are needed.
+        folder: holds `inputs.npz`, `model.onnx`, `quantized.onnx` and artefacts, as far as they are needed.
         threads: for everyone.
+        quantized: whether ONNX files are run in their quantised form.
     """
 
     model: str
     folder: Path
     threads: int
+    quantized: bool = False
 
     def inputs(self) -> list[np.ndarray]:
         with np.load(self.folder / "inputs.npz", allow_pickle=False) as archive:
             return [archive[name] for name in archive.files]
 
     @property
-    def onnx(self) -> Path:
+    def float_onnx(self) -> Path:
         return Path(self.model) if self.model.endswith(".onnx") else self.folder / "model.onnx"
+
+    @property
+    def quantized_onnx(self) -> Path:
+        return self.folder / "quantized.onnx"
+
+    @property
+    def onnx(self) -> Path:
+        return self.quantized_onnx if self.quantized else self.float_onnx
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a model: `needs` names the file or object it starts from, `packages` what must be installed."""
+    """A way to run a model.
+
+    Attributes:
+        needs: what it starts from: torch, onnx, or one of the `ARTEFACTS`.
+        packages: what must be installed.
+        only_quantized: takes part where models are quantised, and is not named by the user.
+    """
 
     name: str
     needs: str
     packages: tuple[str, ...]
     load: Callable[[Entry], Call]
+    only_quantized: bool = False
+
+
+# Folders of artefacts: of the model as the options say, of its float form, of the file that ONNX Runtime quantised.
+ARTEFACT, FLOAT, IMPORTED = ARTEFACTS = ("artefact", "artefact-f32", "artefact-onnx")
 
 
 def torch_model(model: str) -> Any:
@@ -59,12 +81,20 @@ def torch_model(model: str) -> Any:
     return torch.export.load(model).module()
 
 
-def _secateur(entry: Entry) -> Call:
+def _secateur(entry: Entry, artefact: str = ARTEFACT) -> Call:
     import secateur
 
-    program = secateur.load(entry.folder / "artefact")
+    program = secateur.load(entry.folder / artefact)
     inputs = entry.inputs()
     return lambda: _as_sequence(program(*inputs))
+
+
+def _secateur_f32(entry: Entry) -> Call:
+    return _secateur(entry, FLOAT)
+
+
+def _secateur_onnx(entry: Entry) -> Call:
+    return _secateur(entry, IMPORTED)
 
 
 def _eager(entry: Entry, compile: bool = False) -> Call:
@@ -130,7 +160,9 @@ def flatten(result: Any) -> list[Any]:
 CONTENDERS = {
     item.name: item
     for item in (
-        Contender("secateur", "artefact", (), _secateur),
+        Contender("secateur", ARTEFACT, (), _secateur),
+        Contender("secateur-onnx", IMPORTED, ("onnxruntime",), _secateur_onnx, only_quantized=True),
+        Contender("secateur-f32", FLOAT, (), _secateur_f32, only_quantized=True),
         Contender("eager", "torch", ("torch",), _eager),
         Contender("inductor", "torch", ("torch",), _inductor),
         Contender("onnxruntime", "onnx", ("onnxruntime",), _onnxruntime),

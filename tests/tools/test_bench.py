@@ -48,6 +48,46 @@ def test_a_contender_that_cannot_take_part_says_why(tmp_path: Path, capsys: pyte
     assert own["rounds"] and eager["failure"] == "needs a PyTorch model"
 
 
+QUANTIZED = """
+import torch
+
+def network():
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, stride=2), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8 * 49, 10)), (torch.randn(1, 3, 16, 16),)
+"""
+
+
+def test_quantised_models_start_from_the_same_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """int8 slower than fp32 shows at once: microsoft/onnxruntime#20052."""
+    (tmp_path / "a_tiny_network.py").write_text(QUANTIZED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    data = tmp_path / "data.npz"
+    np.savez(data, np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32))
+    chosen = ("--quantize", "int8", "--calibration", str(data), "--work", str(tmp_path / "work"))
+    assert main(["bench", "a_tiny_network:network", "--against", "onnxruntime,eager", *chosen, *QUICK]) == 0
+    results = {row["name"]: row for row in json.loads(capsys.readouterr().out)["results"]}
+    assert list(results) == ["secateur", "secateur-onnx", "secateur-f32", "onnxruntime", "eager"]
+    for name, row in results.items():
+        assert not row["failure"] and row["rounds"]
+        quantised = name not in ("secateur-f32", "eager")
+        assert (1e-4 < row["error"] < 0.1 and 0.99 < row["cosine"] < 1) if quantised else row["error"] < 1e-5
+
+
+def test_who_is_quantised_needs_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (("--against", "secateur-onnx"), "quantised models only"),
+        (("--calibration", "x.npz"), "--calibration goes with --quantize"),
+        (("--quantize", "int9"), "no recipe is called 'int9'"),
+        (("--quantize", "int8", "--calibration", "x.npz"), "no file or folder x.npz"),
+    ):
+        assert main(["bench", "zoo:resnet18-small", *arguments, "--work", str(tmp_path), *QUICK]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_secateur_comes_first_and_once() -> None:
     assert check_contenders(["eager", "secateur", "eager"]) == ["secateur", "eager"]
 
