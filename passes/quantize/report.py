@@ -32,7 +32,7 @@ def make_report(
         error: of the results: `minmax` for what plain ranges give, `final` for what is returned.
         repairs: name, kept, before and after in dB, note; in the order they were tried.
         tensors: for each scale: name, form, observer, low, high, scale, zero, dB of the tensor by itself.
-        ops: label, op, scheme, dB of its result when it alone is quantised; or the reason why it stays float.
+        ops: label, op, source, weights, dB of its result when it alone is quantised; or the reason why it stays float.
     """
     kept = [entry for entry in repairs if entry["kept"]]
     return {
@@ -70,11 +70,12 @@ def _tensor(choice: Choice, plan: Plan, seen: Seen, settings: Settings) -> dict[
 def _ops(plan: Plan, settings: Settings, audits: Mapping[Op, Audit]) -> list[dict[str, Any]]:
     found = []
     for op, label in plan.named.items():
+        about = {"name": label, "op": op.name, "source": str(op.span or "")}
         if op in audits:
             packed = settings.packed.get(op)
             weights = "" if packed is None else f"{packed.form} {list(packed.scale.shape)}"
             error = round(decibels(audits[op].signal, audits[op].noise), 2)
-            found.append({"name": label, "op": op.name, "weights": weights, "sqnr": error, "reason": ""})
+            found.append({**about, "weights": weights, "sqnr": error, "reason": ""})
         elif op in plan.reasons:
-            found.append({"name": label, "op": op.name, "weights": "", "sqnr": None, "reason": plan.reasons[op]})
+            found.append({**about, "weights": "", "sqnr": None, "reason": plan.reasons[op]})
     return found
