@@ -126,18 +126,26 @@ class BodyWriter:
             value = op.attrs["value"].reshape(-1)[0]
             self.names[result] = self.define(vector_type(result.type.dtype), splat(value, result.type.dtype))
             return self.names[result]
-        opdef = lookup(op.name)
-        assert opdef.expr is not None, f"{op.name} is not elementwise"
+        expr = lookup(op.name).expr
+        assert expr is not None, f"{op.name} is not elementwise"
+        self.names[result] = self.round(self.of_operands(expr, op), result.type.dtype)
+        return self.names[result]
+
+    def unclipped(self, op: Op) -> str:
+        """Write an op that ends in a saturation, but for that; returns the name of what it would saturate."""
+        expr = lookup(op.name).expr
+        assert expr is not None and expr.op == "saturate", f"{op.name} does not end in a saturation"
+        return self.of_operands(expr.args[0], op)
+
+    def of_operands(self, expr: Expr, op: Op) -> str:
+        """Write an expression over an op's operands and attributes."""
         arguments = {
             spec.name: (self.names[value], value.type.dtype)
-            for spec, value in zip(opdef.operands, op.operands, strict=True)
+            for spec, value in zip(lookup(op.name).operands, op.operands, strict=True)
         }
         numeric = [dtype for _, dtype in arguments.values() if dtype is not DType.BOOL]
-        working = register_type(numeric[0]) if numeric else DType.BOOL
         self.known = {}
-        text, _ = self.expr(opdef.expr, arguments, op.attrs, working)
-        self.names[result] = self.round(text, result.type.dtype)
-        return self.names[result]
+        return self.expr(expr, arguments, op.attrs, register_type(numeric[0]) if numeric else DType.BOOL)[0]
 
     def define(self, ctype: str, text: str) -> str:
         name = f"{self.prefix}{self.count}"

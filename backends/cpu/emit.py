@@ -15,7 +15,7 @@ from secateur.backends.cpu.views import ARENA, INPUT, OUTPUT, WEIGHT, View
 from secateur.ir.types import TensorType
 
 RUNTIME = Path(__file__).parent / "runtime"
-HEADERS = ("integer.h", "dot.h")  # what kernels include besides secateur.h and program.h
+HEADERS = ("integer.h", "dot.h", "amx.h")  # what kernels include besides secateur.h and program.h
 PARTS = 4  # files the kernels are spread over
 _VERBS = ("create", "run", "destroy", "barrier", "claim", "steps", "weights")
 _INTERNAL = tuple(f"program_{verb}" for verb in _VERBS)
@@ -131,7 +131,8 @@ struct {name};
 /* Allocate all memory and start the threads; `threads` of 0 takes the number fixed at compile time or,
  * where none was, that of the processors this process may use. The processor must have the features
  * that manifest.json lists: nothing checks them here.
- * Returns 0, -1 for a bad number of threads, -2 when memory, -3 when a thread cannot be had. */
+ * Returns 0, -1 for a bad number of threads, -2 when memory, -3 when a thread cannot be had, -4 when the
+ * system refuses the AMX registers that the code uses. */
 int {name}_create(struct {name} **m, int threads);
 
 /* Compute the outputs. Nothing is allocated. Outputs must not overlap inputs or each other.

@@ -174,6 +174,7 @@ class Family:
         accepts: whether operand `position` may be this (not contiguous) view.
         places: whether the result may be written in a permuted layout whose last axis stays last.
         examples: jobs that stand for what the family is for: its test and its benchmark.
+        features: what the target's processors must have; the family is for no other target.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Family:
     accepts: Callable[[Job, int, View], bool] = lambda job, position, view: False
     places: bool = False
     examples: tuple[Example, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 REGISTRY: dict[str, Family] = {}

@@ -64,6 +64,8 @@ def choose(job: Job) -> tuple[Family | None, str]:
     costs: dict[str, float] = {}
     reasons = []
     for name, item in families().items():
+        if any(feature not in job.target.features for feature in item.features):
+            continue
         reason = item.match(job)
         if reason:
             reasons.append(f"{name}: {reason}")

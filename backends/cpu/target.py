@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _V2 = ("sse4_2", "ssse3", "popcnt")
 _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_V4, "avx512_vnni")
+_AMX = ("amx_tile", "amx_int8")
 _HERE = platform.machine()
 
 
@@ -68,7 +70,7 @@ TARGETS: dict[str, Target] = {
         _x86(3, "x86-64-v3-vnni", 32, (*_V3, "avx_vnni"), "avxvnni"),
         _x86(4, "x86-64-v4", 64, _V4),
         _x86(4, "x86-64-v4-vnni", 64, _VNNI, "avx512vnni"),
-        _x86(4, "x86-64-v4-amx", 64, (*_VNNI, "amx_tile", "amx_int8"), "avx512vnni", "amx-tile", "amx-int8"),
+        _x86(4, "x86-64-v4-amx", 64, (*_VNNI, *_AMX), "avx512vnni", "amx-tile", "amx-int8"),
         Target(
             "aarch64", 16, 32, ("-march=armv8-a",), "generic", ("asimd",), "aarch64", "aarch64-linux-gnu", 512 << 10
         ),
@@ -108,7 +110,7 @@ def native_target() -> Target:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """What the running CPU offers, by the names of /proc/cpuinfo; empty where that file does not exist."""
+    """What the running CPU offers and the system permits, by the names of /proc/cpuinfo; empty without that file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -116,8 +118,18 @@ def cpu_features() -> frozenset[str]:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
+            found = frozenset(value.split())
+            return found if "amx_tile" not in found or _tiles_permitted() else found - set(_AMX)
     return frozenset()
+
+
+def _tiles_permitted() -> bool:
+    """Whether Linux lets this process use the tile registers of AMX: it wants to be asked (pool.c asks again)."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    try:
+        return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+    except (OSError, AttributeError):
+        return False
 
 
 def missing_features(features: tuple[str, ...]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.kernel import draw, together
 from secateur.backends.cpu.lower import families
+from secateur.backends.cpu.target import missing_features
 from secateur.ir.interpret import interpret
 
 SEED = int(np.random.default_rng().integers(1 << 30))
@@ -19,6 +20,8 @@ def test_examples(name: str) -> None:
     rng = np.random.default_rng(SEED)
     examples = families()[name].examples
     assert examples, f"family {name} declares no example"
+    if missing := missing_features(families()[name].features):
+        pytest.skip(f"this machine has no {', '.join(missing)}")
     whole = together(examples, rng)
     inputs = [draw(value.type, rng) for value in whole.inputs]
     expected = interpret(whole, *inputs)

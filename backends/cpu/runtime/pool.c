@@ -14,6 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#if defined(__linux__) && defined(__AMX_TILE__)
+#include <sys/syscall.h>
+#endif
 
 #define SPINS_IDLE 20000
 #define SPINS_BARRIER 4000
@@ -142,10 +145,21 @@ static int processors(void) {
     return count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : (int)count;
 }
 
+/* Linux gives a process the tile registers of AMX only when it is asked, once for all its threads:
+ * arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+static int registers_refused(void) {
+#if defined(__linux__) && defined(__AMX_TILE__)
+    return syscall(SYS_arch_prctl, 0x1023, 18) != 0;
+#else
+    return 0;
+#endif
+}
+
 int program_create(struct program **out, int threads, size_t arena_bytes, size_t scratch_bytes) {
     *out = NULL;
     if (threads == 0) threads = processors();
     if (threads < 1 || threads > MAX_THREADS) return -1;
+    if (registers_refused()) return -4;
     struct program *m;
     if (posix_memalign((void **)&m, 64, sizeof *m)) return -2;
     memset(m, 0, sizeof *m);

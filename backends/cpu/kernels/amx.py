@@ -1,0 +1,331 @@
+"""8-bit products and convolutions with constant weights on the tile registers of Intel AMX.
+
+A block of the result is 2 x 2 tiles of sums, 32 rows x 32 columns: four loads feed four products of 16 x 64 by
+64 x 16. The left side is walked as in the gemm family (band.py): input pixels lie a constant stride apart, so a
+tile load reads them in place. Weights are packed [steps, tiles, K / 4, 16, 4], each run along K cut into equal
+steps of at most 64 bytes. The sums are stored to the stack, from where the epilogue reads them; the bias is
+what the tiles start from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from secateur.backends.cpu.band import Problem, Source, copy_band, copy_row, packed_source, problem, source_of
+from secateur.backends.cpu.blocks import COLUMNS, DEPTH, PANEL, Grid, Steps, Units, pack_tiles
+from secateur.backends.cpu.cexpr import CTYPE
+from secateur.backends.cpu.dot import Dot
+from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
+from secateur.backends.cpu.kernels.gemm import GEMM, weight_matrices
+from secateur.backends.cpu.sums import SumsCode
+from secateur.backends.cpu.tile import Epilogue
+from secateur.ir.types import DType
+
+BYTES = (DType.I8, DType.U8)
+SLACK = 128  # bytes behind a band that the last rows may read and multiply by zero
+# Cycles, measured on Sapphire Rapids: a product takes one for each row of its left tile, a load 0.9 for each row.
+_LOAD_ROW, _STEP_LEAST, _BLOCK = 0.9, 40.0, 100.0
+_STORE = 2.0  # for a vector of sums on its way through memory
+_ISSUE = 2.0  # the gemm family counts one instruction a cycle where such processors do two
+
+
+def _match(job: Job) -> str:
+    if job.anchor.name in ("conv", "linear", "matmul"):
+        if any(value.type.dtype not in BYTES for value in job.anchor.operands[:2]):
+            return "operands are not 8 bits wide"
+        if len(job.anchor.operands) > 2 and job.constant(job.anchor.operands[2]) is None:
+            return "the bias is not constant"
+    return GEMM.match(job)
+
+
+def tile_problem(job: Job) -> Problem:
+    """The problem as the gemm family sees it; tiles multiply either sign by either sign, so nothing is converted."""
+    left, right = (value.type.dtype for value in job.anchor.operands[:2])
+    return replace(problem(job), dot=Dot(left, left, right, DType.I32, 4))
+
+
+def _reading(job: Job, item: Problem) -> tuple[Source, Steps]:
+    # A tile takes whole lines of its rows: it does not matter whether they stay in the first-level cache.
+    source = source_of(job, item, 1)
+    steps = None if source.packed else Steps.exact(source.run)
+    if steps is None:
+        source = packed_source(item, 1)
+        steps = Steps.of(source.run)
+    return source, steps
+
+
+def _cost(job: Job) -> float:
+    item = tile_problem(job)
+    grid, run = Grid.of(item), item.group_channels * (1 if item.flat else item.kernel[1])
+    steps = Steps.of(run)
+    count = steps.count * item.depth // run
+    wide = 1 if item.columns <= COLUMNS else 2
+    height, right = grid.height, steps.bytes // 4
+
+    def block(rows: int) -> float:
+        step = max(rows * wide * height, _LOAD_ROW * (rows * height + wide * right), _STEP_LEAST / 2 * rows)
+        return step * count + _STORE * rows * wide * height + _BLOCK
+
+    tiles = grid.count if item.flat else grid.count * item.images * item.out_height
+    return _ISSUE * (tiles // 2 * block(2) + tiles % 2 * block(1)) * grid.panels * item.groups + 300.0
+
+
+def _epilogue(job: Job) -> Epilogue:
+    columns = job.anchor.result.shape[-1]
+    bias = job.anchor.operands[2] if len(job.anchor.operands) > 2 else None
+    return Epilogue(job, columns, columns + 2 * PANEL, bias)
+
+
+def _emit(job: Job) -> Kernel:
+    item = tile_problem(job)
+    writer = _Writer(job, item, Grid.of(item), *_reading(job, item), _epilogue(job))
+    padded = writer.steps.count * writer.steps.bytes
+    matrices = weight_matrices(job, item, writer.source.run, padded)
+    weights = np.stack([pack_tiles(matrix, writer.steps) for matrix in matrices])
+    anchor_input = job.position(job.anchor.operands[0])
+    assert anchor_input is not None
+    args = (anchor_input, weights, ("result", 0), *(pointer for _, pointer in writer.epilogue.pointers))
+    units = item.groups * (1 if item.flat else item.images) * writer.units.bands * writer.units.columns
+    inplace = tuple(p for p in writer.epilogue.full_operands(job.result_type.dtype) if p != anchor_input)
+    reads = "packed" if writer.source.packed else "direct"
+    note = f"{writer.grid.height}x{PANEL} AMX tiles, K {item.depth} by {writer.steps.bytes}, {reads} input"
+    return Kernel(writer.code(), args, units, writer.scratch(), inplace, note)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the blocks of tiles and the loops around them."""
+
+    job: Job
+    item: Problem
+    grid: Grid
+    source: Source
+    steps: Steps
+    epilogue: Epilogue
+
+    @cached_property
+    def units(self) -> Units:
+        return Units.of(self.item, self.grid, self.job.target)
+
+    @cached_property
+    def sums(self) -> SumsCode:
+        return SumsCode(self.epilogue, self.job.result_type.dtype, self.item.columns * self.item.groups)
+
+    @property
+    def lda(self) -> int:
+        return self.source.pixel * (1 if self.item.flat else self.item.stride[1])
+
+    @property
+    def last(self) -> int:
+        """Columns of the last panel."""
+        return self.item.columns - (self.grid.panels - 1) * PANEL
+
+    def scratch(self) -> int:
+        """Bytes of the packed band of the largest unit."""
+        if not self.source.packed:
+            return 0
+        item, rows = self.item, self.units.rows
+        if item.flat:
+            return rows * self.grid.height * self.source.pixel + SLACK
+        reach = (rows - 1) * item.stride[0] + (item.kernel[0] - 1) * item.dilation[0] + 1
+        return reach * self.source.row + SLACK
+
+    def code(self) -> str:
+        widths = dict.fromkeys([PANEL] * (self.grid.panels > 1) + [self.last])
+        functions = []
+        for columns in widths:
+            tiles = -(-columns // COLUMNS)
+            functions += [self.block(rows, tiles) for rows in (1, 2)]
+            functions.append(self.sums.function(f"NAME_rows{columns}", columns, tiles * COLUMNS, self.job.target.lanes))
+        return "\n\n".join([*dict.fromkeys(functions), self.kernel()])
+
+    def block(self, rows: int, tiles: int) -> str:
+        """A function that stores the sums of `rows` x `tiles` tiles to `t`, row by row."""
+        item, steps, bias = self.item, self.steps, self.epilogue.bias
+        left, right = CTYPE[item.dot.left], CTYPE[item.dot.right]
+        pointers = "".join(f", const {left} *x{i}" for i in range(rows))
+        lines = [f"INLINE void NAME_block{rows}{tiles}(const {right} *b, const int32_t *bias, int32_t *t{pointers}) {{"]
+        for i in range(rows):
+            for j in range(tiles):
+                start = f"_tile_loadd({2 * i + j}, bias + {j * COLUMNS}, 0);" if bias else f"_tile_zero({2 * i + j});"
+                lines.append(start)
+        offset = ["k"]
+        for depth, (count, stride) in enumerate(self.source.taps):
+            lines.append(f"for (long y{depth} = 0; y{depth} < {count * stride}L; y{depth} += {stride}L) {{")
+            offset.append(f"y{depth}")
+        size, tile = steps.bytes, steps.bytes * COLUMNS
+        lines.append(f"for (long k = 0; k < {steps.count * size}; k += {size}, b += {tiles * tile}) {{")
+        signs = "".join("u" if dtype is DType.U8 else "s" for dtype in (item.dot.left, item.dot.right))
+        for i in range(rows):
+            lines.append(f"_tile_loadd({4 + i}, x{i} + {' + '.join(offset)}, {self.lda});")
+            for j in range(tiles):
+                if i == 0:
+                    lines.append(f"_tile_loadd({6 + j}, b + {j * tile}, {DEPTH});")
+                lines.append(f"_tile_dpb{signs}d({2 * i + j}, {4 + i}, {6 + j});")
+        lines += ["}"] * (1 + len(self.source.taps))
+        width = tiles * COLUMNS
+        for i in range(rows):
+            for j in range(tiles):
+                at = i * self.grid.height * width + j * COLUMNS
+                lines.append(f"_tile_stored({2 * i + j}, t + {at}, {4 * width});")
+        return "\n".join([*lines, "}"])
+
+    def kernel(self) -> str:
+        item, column_groups = self.item, self.units.columns
+        result = CTYPE[self.job.result_type.dtype]
+        lines = [
+            "KERNEL(NAME) {",
+            f"const {CTYPE[item.dot.left]} *x = (const {CTYPE[item.dot.left]} *)p[0];",
+            f"const {CTYPE[item.dot.right]} *w = p[1];",
+            f"{result} *o = ({result} *)p[2];",
+            *self.epilogue.declare(3),
+            f"int32_t sums[{2 * self.grid.height * PANEL}] __attribute__((aligned(64)));",
+            "(void)scratch;",
+        ]
+        if self.source.packed:
+            lines.append(f"{CTYPE[item.dot.left]} *const band = ({CTYPE[item.dot.left]} *)SCRATCH;")
+        lines += [
+            f"configure_tiles({self.grid.height}, {self.steps.bytes});",
+            "for (long u = begin; u < end; u++) {",
+            f"const long q = u % {column_groups}, part = u / {column_groups};",
+            *(self._flat() if item.flat else self._spatial()),
+            "}",
+            "_tile_release();",
+            "}",
+        ]
+        return "\n".join(lines)
+
+    def _panels(self, group: str, tiles: list[str]) -> list[str]:
+        """The loop over column panels of a unit; `tiles` is the head of the loop over pairs of row tiles."""
+        item, count, column_groups = self.item, self.grid.panels, self.units.columns
+        runs = self.source.runs * self.steps.count * self.steps.bytes
+        size = runs * PANEL
+        whole = runs * COLUMNS * -(-item.columns // COLUMNS)
+        several = item.groups > 1
+        base = f"{group} * {whole}L + " if several else ""
+        shift = f"{group} * {item.columns} + " if several else ""
+        lines = [
+            f"for (long c = q * {count} / {column_groups}; c < (q + 1) * {count} / {column_groups}; c++) {{",
+            f"const {CTYPE[item.dot.right]} *b = w + {base}c * {size}L;",
+            f"const long column = {shift}c * {PANEL};",
+        ]
+        if count == 1 or self.last == PANEL:
+            return [*lines, *tiles, *self._blocks(self.last), "}", "}"]
+        lines += [f"if (c < {count - 1}) {{", *tiles, *self._blocks(PANEL), "}"]
+        return [*lines, "} else {", *tiles, *self._blocks(self.last), "}", "}", "}"]
+
+    def _blocks(self, columns: int) -> list[str]:
+        """Two row tiles, or the one that is left, and their epilogue."""
+        tiles = -(-columns // COLUMNS)
+        bias = "bias + column" if self.epilogue.bias else "0"
+        height, lines = self.grid.height, list(self._place("t", "0"))
+
+        def rows(number: str, first: int) -> str:
+            skipped = f" + skip{number} * {tiles * COLUMNS}" if self.grid.skip else ""
+            left = f"{height} - skip{number}" if self.grid.skip else str(height)
+            at = f"at{number} + column"
+            return (
+                f"NAME_rows{columns}(sums + {first * tiles * COLUMNS}{skipped}, {left}, o + {at}"
+                f"{self.epilogue.arguments(f'{at}', 'column')});"
+            )
+
+        lines += ["if (t + 1 < t1) {", *self._place("t + 1", "1")]
+        lines.append(f"NAME_block2{tiles}(b, {bias}, sums, x0, x1);")
+        lines += [rows("0", 0), rows("1", height)]
+        lines += ["} else {", f"NAME_block1{tiles}(b, {bias}, sums, x0);", rows("0", 0), "}"]
+        return lines
+
+    def _place(self, tile: str, number: str) -> list[str]:
+        """Where row tile `tile` reads (`x`) and writes first (`at`); how many of its rows are another's (`skip`)."""
+        item, source, grid = self.item, self.source, self.grid
+        left, total = CTYPE[item.dot.left], item.columns * item.groups
+        skip = [f"const long skip{number} = p{number} * {grid.height} - m{number};"] if grid.skip else []
+        if item.flat:
+            base = f"band + (m{number} - m) * {source.pixel}L" if source.packed else f"x + m{number} * {source.pixel}L"
+            return [
+                f"const long p{number} = {tile}, m{number} = {grid.start(f'p{number}')};",
+                *skip,
+                f"const {left} *x{number} = {base};",
+                f"const long at{number} = p{number} * {grid.height * total}L;",
+            ]
+        row = f"(r{number} - y0)" if source.packed else f"r{number}"
+        base = "band" if source.packed else "image"
+        return [
+            f"const long r{number} = y0 + ({tile}) / {grid.count}, p{number} = ({tile}) % {grid.count};",
+            f"const long m{number} = {grid.start(f'p{number}')};",
+            *skip,
+            f"const {left} *x{number} = {base} + {row} * {item.stride[0] * source.row}L + m{number} * {self.lda}L;",
+            f"const long at{number} = ((n * {item.out_height} + r{number}) * {item.out_width}L"
+            f" + p{number} * {grid.height}) * {total}L;",
+        ]
+
+    def _flat(self) -> list[str]:
+        item, source = self.item, self.source
+        lines = self._ends("t", "part", self.grid.count)
+        if source.packed:
+            lines += [
+                f"const long m = {self.grid.start('t0')}, m1 = {self.grid.start('(t1 - 1)')} + {self.grid.height};",
+                "if (PACKED != part) {",
+                "PACKED = part;",
+                "const long first = m;",
+                "for (long m = first; m < m1; m++) {",
+                f"{CTYPE[item.dot.left]} *to = band + (m - first) * {source.pixel};",
+                *copy_row(item, self.job.view(self.job.anchor.operands[0])),
+                "}",
+                "}",
+            ]
+        return [*lines, *self._panels("0", ["for (long t = t0; t < t1; t += 2) {"])]
+
+    def _ends(self, name: str, band: str, count: int) -> list[str]:
+        """The first row of a band and the one behind its last."""
+        rows = self.units.rows
+        end = f"{name}0 + {rows} < {count} ? {name}0 + {rows} : {count}"
+        return [f"const long {name}0 = {band} * {rows}, {name}1 = {end};"]
+
+    def _spatial(self) -> list[str]:
+        item, bands = self.item, self.units.bands
+        view = self.job.view(self.job.anchor.operands[0])
+        lines = [
+            f"const long g = part / {bands * item.images}, n = part / {bands} % {item.images}, s = part % {bands};",
+            *self._ends("y", "s", item.out_height),
+            f"const {CTYPE[item.dot.left]} *image = x + n * {view.strides[0]}L"
+            f" + g * {item.group_channels * view.strides[3]}L;",
+            "(void)image;",
+        ]
+        if self.source.packed:
+            lines += ["if (PACKED != part) {", "PACKED = part;", *copy_band(item, self.source, view), "}"]
+        head = f"for (long t = 0, t1 = (y1 - y0) * {self.grid.count}; t < t1; t += 2) {{"
+        return [*lines, *self._panels("g", [head])]
+
+
+def _convolution(size: int, channels: int, outs: int, kernel: int, stride: int) -> Example:
+    attrs = {"stride": (stride, stride), "padding": (kernel // 2,) * 4, "dilation": (1, 1), "channels_last": True}
+    types = (f"u8[1,{size},{size},{channels}]", f"i8[{outs},{channels},{kernel},{kernel}]", f"i32[{outs}]")
+    return Example("conv", types, attrs, constants=(1, 2))
+
+
+def _product(rows: int, depth: int, columns: int) -> Example:
+    return Example("linear", (f"i8[{rows},{depth}]", f"i8[{columns},{depth}]", f"i32[{columns}]"), constants=(1, 2))
+
+
+AMX = family(
+    Family(
+        name="amx",
+        doc="8-bit product or convolution on AMX tiles, with weights packed at compile time and a fused epilogue.",
+        match=_match,
+        emit=_emit,
+        cost=_cost,
+        accepts=GEMM.accepts,
+        examples=(
+            *(_convolution(*sizes) for sizes in ((56, 64, 64, 3, 1), (28, 128, 128, 3, 1), (14, 256, 256, 3, 1))),
+            *(_convolution(*sizes) for sizes in ((7, 512, 512, 3, 1), (224, 3, 64, 7, 2), (56, 256, 512, 1, 2))),
+            *(_convolution(*sizes) for sizes in ((56, 64, 256, 1, 1), (14, 1024, 256, 1, 1), (7, 320, 1280, 1, 1))),
+            *(_product(*sizes) for sizes in ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (64, 384, 1536))),
+            Example("matmul", ("u8[3,50,72]", "u8[72,40]"), constants=(1,)),
+        ),
+        features=("amx_tile", "amx_int8"),
+    )
+)
