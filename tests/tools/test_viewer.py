@@ -16,7 +16,7 @@ from secateur.backends.cpu.compile import Options, compile_to
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph
-from secateur.ir.text import parse
+from secateur.ir.text import parse, write_ir
 from secateur.ir.types import DType, TensorType
 from secateur.passes.manager import resolve
 from secateur.tools.main import main
@@ -235,6 +235,47 @@ def test_an_artefact_shows_code_and_memory(tmp_path: Path) -> None:
         tell_artifact(folder)
     with pytest.raises(CompileError, match="not in the folder itself"):
         functions(folder, ["../secret.c"])
+
+
+def quantisable() -> Graph:
+    """Two layers and a norm, which stays float, of a model that says where its operations come from."""
+    rng = np.random.default_rng(0)
+    b = Builder.graph("quantisable", x="f32[4,8]")
+    b.span = Span(module="first")
+    hidden = b.relu(b.linear(b["x"], rng.standard_normal((16, 8)).astype(np.float32)))
+    b.span = Span(module="second")
+    hidden = b.linear(hidden, rng.standard_normal((6, 16)).astype(np.float32))
+    b.span = Span(module="last")
+    return b.returns(b.reduce_max(hidden, axes=(1,), keepdims=False))
+
+
+def test_an_artefact_that_was_quantised_shows_the_error_of_each_step(tmp_path: Path) -> None:
+    """The culprit is named: microsoft/onnxruntime#14233."""
+    x = [np.random.default_rng(i).standard_normal((4, 8)).astype(np.float32) for i in range(8)]
+    compile_to(tmp_path, quantisable(), Options(threads=1, quantize="int8", calibration=x))
+    found = {op["module"]: op["error"] for op in tell_artifact(tmp_path).records.ops if "error" in op}
+    assert found.keys() == {"first", "second"} and all(0 < error < 0.1 for error in found.values())
+
+
+def test_a_model_is_coloured_by_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ir(quantisable(), tmp_path / "m.ir")
+    rows = [{"source": "first", "op": "linear", "sqnr": 20.0, "reason": ""}]
+    rows += [{"source": "last", "op": "reduce_max", "sqnr": None, "reason": "a reason"}]
+    (tmp_path / "r.json").write_text(json.dumps({"ops": rows}))
+    (tmp_path / "p.json").write_text("[]")
+    model, report, target = (str(tmp_path / name) for name in ("m.ir", "r.json", "m.html"))
+    assert main(["view", model, "--errors", report, "-o", target]) == 0
+    parser = Scripts()
+    parser.feed(Path(target).read_text())
+    ops = json.loads(parser.scripts[0])["ops"]
+    assert {op["error"] for op in ops if op.get("module") == "first"} == {0.1}
+    assert {op["float"] for op in ops if op.get("module") == "last"} == {"a reason"}
+    assert not any("error" in op for op in ops if op.get("module") == "second")
+    capsys.readouterr()
+    assert main(["view", model, "--errors", str(tmp_path / "p.json"), "-o", target]) == 1
+    assert "is not a report of quantisation" in capsys.readouterr().err
+    assert main(["view", model, "--errors", report, "-o", str(tmp_path / "m.dot")]) == 1
+    assert "goes with a page" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_page_and_refuses_what_does_not_fit(

@@ -17,6 +17,7 @@ from secateur.ir.graph import Graph
 from secateur.ir.types import DType, TensorType
 from secateur.passes.manager import resolve
 from secateur.tools.viewer.compiled import tell_artifact
+from secateur.tools.viewer.errors import errors_of
 from secateur.tools.viewer.page import page as html
 from secateur.tools.viewer.story import Story, tell
 
@@ -201,6 +202,17 @@ def test_an_artefact_shows_code_and_memory(opened: Opener, tmp_path: Path) -> No
     page.mouse.click(x, y)
     assert "KERNEL(model_" in page.inner_text("#panel pre") and "1.00 ms" in page.inner_text("#panel")
     assert "step 0" in page.inner_text("#arena-text") or "steps 0" in page.inner_text("#arena-text")
+
+
+def test_errors_of_quantisation_colour_the_page(opened: Opener) -> None:
+    graph = network(3)
+    for number, op in enumerate(graph.find("linear")):
+        op.span = Span(module=f"layer{number}")
+    rows = [{"source": f"layer{i}", "op": "linear", "sqnr": 20.0 * (i + 1), "reason": ""} for i in range(2)]
+    page = opened(tell(graph, [], "errors", errors_of(rows)))
+    assert page.input_value("#mode") == "error" and "10 %" in page.inner_text("#legend")
+    panel = page.inner_text("#panel")
+    assert "largest errors by quantisation" in panel.lower() and panel.index("10 %") < panel.index("1 %")
 
 
 def test_names_are_text(opened: Opener) -> None:

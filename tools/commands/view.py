@@ -16,9 +16,13 @@ from secateur.tools.commands.opt import add_pass_options, chosen_passes
 from secateur.tools.console import Ui, size
 from secateur.tools.models import MODEL_HELP, is_python, open_graph
 from secateur.tools.picture import draw
+from secateur.tools.viewer.errors import Errors, errors_of
 
 HELP = "show a model or an artefact: one HTML file to explore (what each pass did, code, memory), or a picture"
-EXAMPLE = "secateur view model.onnx -o model.html\nsecateur view build/model -o model.html --profile profile.json"
+EXAMPLE = (
+    "secateur view model.onnx -o model.html\nsecateur view build/model -o model.html --profile profile.json\n"
+    "secateur view model-int8.ir -o model.html --errors model-int8.report.json"
+)
 
 PAGE = "html"
 PICTURES = ("svg", "png", "pdf", "dot")
@@ -39,6 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", metavar="FILE.json", help="colour an artefact by time: what `secateur profile -o` wrote"
     )
+    parser.add_argument(
+        "--errors",
+        metavar="FILE.json",
+        help="colour a model by the error of quantisation: the report that `secateur quantize` wrote (an artefact "
+        "that was compiled with --quantize knows its own)",
+    )
 
 
 def run(args: argparse.Namespace, ui: Ui) -> None:
@@ -52,6 +62,8 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
         raise CompileError(f"{args.model} is an artefact, which is shown as .html only", hint="view the model instead")
     if args.profile and not artifact:
         raise CompileError("--profile goes with an artefact, because its rows are the artefact's steps")
+    if args.errors and (artifact or format != PAGE):
+        raise CompileError("--errors goes with a page of a model; an artefact knows its own")
     args.pipeline = args.pipeline or ("default,cpu" if format == PAGE else "none")
     if format == PAGE:
         _page(args, ui, path, artifact)
@@ -68,10 +80,11 @@ def _page(args: argparse.Namespace, ui: Ui, path: Path, artifact: bool) -> None:
         with ui.stage(f"reading {args.model}"):
             story = tell_artifact(Path(args.model), _read_profile(args.profile) if args.profile else None)
     else:
+        errors = _read_errors(args.errors) if args.errors else {}
         graph = open_graph(args.model, ui)
         with ui.stage("running passes"):
             passes = [item for name in chosen_passes(args) for item in resolve([name])]
-            story = tell(graph, passes, _title(graph.name, args.model))
+            story = tell(graph, passes, _title(graph.name, args.model), errors)
     try:
         path.write_text(page(story.data()), encoding="utf-8")
     except OSError as error:
@@ -102,6 +115,18 @@ def _read_profile(path: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CompileError(f"{path} is not a profile: {error}", hint="write one with `secateur profile -o`") from None
     return dict(data)
+
+
+def _read_errors(path: str) -> Errors:
+    """What `secateur quantize` reported; raises `CompileError` where it is something else."""
+    try:
+        return errors_of(json.loads(Path(path).read_text(encoding="utf-8"))["ops"])
+    except OSError as error:
+        raise CompileError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        hint = "`secateur quantize -o` writes one"
+        raise CompileError(f"{path} is not a report of quantisation: {reason}", hint=hint) from None
 
 
 def _picture(args: argparse.Namespace, ui: Ui, path: Path) -> None:

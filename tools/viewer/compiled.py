@@ -11,7 +11,9 @@ from secateur.backends.artifact import read_manifest
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.opdef import all_ops
 from secateur.tools.picture import family
+from secateur.tools.viewer.errors import error_at, errors_of
 from secateur.tools.viewer.flatten import Item, modules
+from secateur.tools.viewer.records import Records
 from secateur.tools.viewer.story import Story
 
 _KERNEL = re.compile(r"KERNEL\((\w+)\) \{")
@@ -30,7 +32,8 @@ def tell_artifact(folder: Path, profile: dict[str, Any] | None = None) -> Story:
     manifest = read_manifest(folder)
     if "buffers" not in manifest:
         raise CompileError(f"{folder} does not say where its buffers lie", hint="compile the model again")
-    story = Story(f"{folder.absolute().name} for {manifest['target']}")
+    errors = errors_of(manifest.get("quantization", {}).get("ops", ()))
+    story = Story(f"{folder.absolute().name} for {manifest['target']}", Records(errors=errors))
     measured = {int(row["step"]): row for row in (profile or {}).get("rows", ())}
     if measured and measured.keys() != set(range(len(manifest["kernels"]))):
         raise CompileError("the profile is of another artefact: its steps are not those of this one")
@@ -107,6 +110,7 @@ def _step(
         "function": row["function"],
         "step": row["step"],
         **{key: measured[key] for key in ("seconds", "share") if measured.get(key) is not None},
+        **error_at(story.records.errors, row["source"], row["op"]),
     }
     return Item(story.records.add(record), modules(module), tuple(reads), tuple(made), unit=row["step"])
 

@@ -130,7 +130,7 @@ function start() {
   chooseDepth(right);
   begin(right);
   refreshPanel();
-  if (DATA.ops.some((record) => record.seconds !== undefined)) state.mode = "seconds";
+  state.mode = ["seconds", "error"].find((mode) => DATA.ops.some((record) => record[mode] !== undefined)) ?? state.mode;
   setMode(state.mode);
   [left, right].forEach(listen);
   if (DATA.memory) listenToMemory();

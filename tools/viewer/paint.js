@@ -200,6 +200,7 @@ const MODES = {
   density: { label: "density of constants", of: densityOf, unit: (n) => `${(100 * n).toFixed(1)} %`, most: 1, weight: elementsOf },
   seconds: { label: "time", of: (r) => r.seconds, unit: seconds },
   share: { label: "share of the machine's limit", of: (r) => r.share, unit: (n) => `${(100 * n).toFixed(0)} %`, most: 1, weight: (r) => r.seconds },
+  error: { label: "error by quantisation", of: (r) => r.error, unit: percent, weight: () => 1 },
 };
 
 // Scalars are left out: they are no tensors that could be pruned.
@@ -246,6 +247,10 @@ function channels(hex) {
 }
 
 // Numbers as people read them ------------------------------------------------------------------------
+
+function percent(n) {
+  return `${+(100 * n).toPrecision(2)} %`;
+}
 
 function count(n, unit) {
   const at = Math.min(4, Math.max(0, Math.floor(Math.log10(Math.max(1, n)) / 3)));

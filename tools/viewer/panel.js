@@ -69,6 +69,8 @@ function facts(panel, record) {
     ["moves", record.bytes ? bytes(record.bytes) : undefined],
     ["time", record.seconds === undefined ? undefined : seconds(record.seconds)],
     ["of the limit", record.share === undefined ? undefined : MODES.share.unit(record.share)],
+    ["error by quantisation", record.error === undefined ? undefined : percent(record.error)],
+    ["stays float", record.float],
   ]);
 }
 
@@ -180,7 +182,8 @@ function showOverview(panel, view, state, app) {
     heading(panel, "Memory");
     rows(panel, [["arena", bytes(DATA.memory.arena)], ["weights", bytes(DATA.memory.weights)], ["scratch", bytes(DATA.memory.scratch)]]);
   }
-  slowest(panel, view, app);
+  ranked(panel, view, app, "Slowest", "seconds", seconds);
+  ranked(panel, view, app, "Largest errors by quantisation", "error", percent);
   families(panel, view.inside[0]);
 }
 
@@ -230,14 +233,14 @@ function changeCounts(stage) {
   return parts;
 }
 
-function slowest(panel, view, app) {
-  const timed = view.scene.leaves
+function ranked(panel, view, app, title, key, unit) {
+  const known = view.scene.leaves
     .map((leaf, index) => [DATA.ops[leaf.record], index])
-    .filter(([record]) => record.seconds !== undefined)
-    .sort((a, b) => b[0].seconds - a[0].seconds);
-  if (!timed.length) return;
-  heading(panel, "Slowest");
-  links(panel, timed.slice(0, 12).map(([record, leaf]) => [named(record), seconds(record.seconds), () => app.go(view, "leaf", leaf)]));
+    .filter(([record]) => record[key] !== undefined)
+    .sort((a, b) => b[0][key] - a[0][key]);
+  if (!known.length) return;
+  heading(panel, title);
+  links(panel, known.slice(0, 12).map(([record, leaf]) => [named(record), unit(record[key]), () => app.go(view, "leaf", leaf)]));
 }
 
 // The memory plan: steps from left to right, the arena from bottom to top ---------------------------------

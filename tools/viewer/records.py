@@ -13,6 +13,7 @@ import numpy as np
 from secateur.ir.graph import Graph, Op
 from secateur.ir.opdef import lookup
 from secateur.tools.picture import constant_label, family
+from secateur.tools.viewer.errors import Errors, error_at
 
 BINS = 48
 SAMPLED = 200_000  # a histogram of more elements is drawn from an even sample of them
@@ -21,10 +22,15 @@ MOST_TEXT = 2_000
 
 @dataclass
 class Records:
-    """Interned records: `ops` and `constants` go into the page, and graphs refer to them by number."""
+    """Interned records: `ops` and `constants` go into the page, and graphs refer to them by number.
+
+    Attributes:
+        errors: what is known of quantisation, see `errors_of`.
+    """
 
     ops: list[dict[str, Any]] = field(default_factory=list)
     constants: list[dict[str, Any]] = field(default_factory=list)
+    errors: Errors = field(default_factory=dict)
     _ops: dict[str, int] = field(default_factory=dict)
     _constants: dict[tuple[str, bytes], int] = field(default_factory=dict)
     _digests: dict[int, tuple[np.ndarray, bytes]] = field(default_factory=dict)  # by id; the array keeps its id taken
@@ -60,6 +66,7 @@ class Records:
                 "flops": int(flops),
                 "bytes": int(moved),
                 "constants": held,
+                **error_at(self.errors, str(span or ""), op.name),
             }
         )
 

@@ -11,6 +11,7 @@ from secateur.passes.base import Pass
 from secateur.passes.manager import PassManager, PassRecord
 from secateur.tools.viewer.arrange import arrange
 from secateur.tools.viewer.changes import Changes, compare, overlay
+from secateur.tools.viewer.errors import Errors
 from secateur.tools.viewer.flatten import Item, flatten
 from secateur.tools.viewer.records import Records
 
@@ -77,9 +78,9 @@ class Story:
         }
 
 
-def tell(graph: Graph, passes: Sequence[Pass], title: str) -> Story:
-    """Run passes over `graph` (in place) and keep what each did."""
-    story = Story(title)
+def tell(graph: Graph, passes: Sequence[Pass], title: str, errors: Errors | None = None) -> Story:
+    """Run passes over `graph` (in place) and keep what each did; `errors` are those of quantisation."""
+    story = Story(title, Records(errors=errors or {}))
     items = story.start(flatten(graph.clone(), story.records), "as imported")
     manager = PassManager(passes, snapshots=True)
     manager.run(graph)

@@ -136,6 +136,7 @@ function measureColours(view) {
   for (const box of view.placed.boxes) {
     if (box && !box.open) view.mostOfBoxes = Math.max(view.mostOfBoxes, view.inside[box.number].measure.total);
   }
+  if (mode.weight) view.mostOfBoxes = view.most;
   if (mode.most) view.most = view.mostOfBoxes = mode.most;
 }
 
