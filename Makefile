@@ -28,7 +28,7 @@ bench: $(STAMP)
 # One installation for everything; it is repeated only when the dependencies change.
 $(STAMP): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --editable '.[torch,onnx,bench,demo,view,dev]'
+	$(RUN) pip install --quiet --editable '.[torch,onnx,bench,demo,accuracy,view,dev]'
 	touch $@
 
 clean:
