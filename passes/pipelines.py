@@ -16,5 +16,5 @@ PIPELINES: dict[str, list[str]] = {
     # What every backend wants: no choice of layout, no boxes.
     "default": DEFAULT,
     # What the CPU backend adds behind it: integers, channels last, and one box a kernel.
-    "cpu": ["lower_quantized", "merge_linear", "layout", "fold", "cse", "dce", "fuse", "dce"],
+    "cpu": ["lower_quantized", "weight_only", "merge_linear", "layout", "fold", "cse", "dce", "fuse", "dce"],
 }

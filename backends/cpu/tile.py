@@ -8,7 +8,7 @@ displacements.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,6 +91,17 @@ def row_stride_conflicts(stride_bytes: int, rows: int) -> bool:
     if stride_bytes % 64 or lines == 0:
         return False
     return rows / (64 // int(np.gcd(lines, 64))) > 6
+
+
+def functions_for(
+    emit: Callable[[str, int, int, int], str], tiling: Tiling, columns: int, width: int, lanes: int
+) -> list[str]:
+    """NAME_tileH for each height H of a tiling, and NAME_lastH where the last panel is partial."""
+    last = columns - (tiling.panels - 1) * width
+    found = [emit(f"NAME_tile{height}", height, width, lanes) for height in tiling.heights]
+    if last != width:
+        found += [emit(f"NAME_last{height}", height, last, lanes) for height in tiling.heights]
+    return found
 
 
 # Epilogues ----------------------------------------------------------------------------------------
@@ -292,7 +303,7 @@ class TileCode:
         params = self.epilogue.params() if self.epilogue else ""
         lines = [f"INLINE void {name}(const {left} *a, const {right} *b, {CTYPE[into]} *o{params}) {{"]
         lines.append(f"v_{dot.sum} c[{rows}][{vectors}];")
-        lines += self._start(rows, columns, lanes)
+        lines += self.start(rows, columns, lanes)
         for depth, (count, stride) in enumerate(self.taps):
             source = f"a{depth - 1}" if depth else "a"
             lines.append(f"for (int y{depth} = 0; y{depth} < {count}; y{depth}++) {{")
@@ -305,18 +316,14 @@ class TileCode:
         lines.append(f"const __auto_type x = {dot.splat(f'{at} + i * {self.lda}L + k')};")
         lines += [dot.step(f"c[i][{j}]", "x", f"b{j}") for j in range(vectors)]
         lines += ["}", "}", *["}"] * len(self.taps)]
-        return "\n".join([*lines, *self._finish(rows, columns, lanes, into), "}"])
+        return "\n".join([*lines, *self.finish(rows, columns, lanes), "}"])
 
     def functions(self, tiling: Tiling, columns: int, lanes: int) -> list[str]:
-        """A function for each height of a tiling: NAME_tileH, and NAME_lastH where the last panel is partial."""
-        width = self.vectors * lanes
-        last = columns - (tiling.panels - 1) * width
-        found = [self.emit(f"NAME_tile{height}", height, width, lanes) for height in tiling.heights]
-        if last != width:
-            found += [self.emit(f"NAME_last{height}", height, last, lanes) for height in tiling.heights]
-        return found
+        """A function for each height of a tiling, as `functions_for` names them."""
+        return functions_for(self.emit, tiling, columns, self.vectors * lanes, lanes)
 
-    def _start(self, rows: int, columns: int, lanes: int) -> list[str]:
+    def start(self, rows: int, columns: int, lanes: int) -> list[str]:
+        """Statements that set the accumulators to the bias, or to 0."""
         lines = [f"UNROLL for (int i = 0; i < {rows}; i++) {{"]
         bias = self.epilogue.bias if self.epilogue else None
         for j in range(self.vectors):
@@ -330,7 +337,9 @@ class TileCode:
                 lines.append(f"c[i][{j}] = loadn_{self.dot.sum}(bias + {j} * LANES, {max(valid, 0)});")
         return [*lines, "}"]
 
-    def _finish(self, rows: int, columns: int, lanes: int, into: DType) -> list[str]:
+    def finish(self, rows: int, columns: int, lanes: int) -> list[str]:
+        """Statements that apply the epilogue to the accumulators and store the results."""
+        into = self.result or self.dot.sum
         heavy = self.epilogue is not None and self.epilogue.heavy
         lines = []
         if heavy:

@@ -55,4 +55,14 @@ INLINE void start_sums(int32_t *start, const int32_t *bias, long n, const void *
 }
 #endif
 
+/* Number n of the eight signed 4-bit numbers in each lane. */
+INLINE v_f32 nibble_f32(v_i32 words, const int n) {
+#if VECTOR_BYTES == 64 && defined(__AVX512F__)
+    const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    return (v_f32)_mm512_permutexvar_ps((__m512i)((v_u32)words >> (4 * n)), numbers);
+#else
+    return CONVERT((words << (28 - 4 * n)) >> 28, v_f32);
+#endif
+}
+
 #endif
