@@ -109,6 +109,13 @@ def form_of(site: Site, seen: Histogram, recipe: Recipe) -> Form:
     return S8
 
 
+def plain_choice(site: Site, form: Form, known: Histogram) -> Choice:
+    """The range that was seen, with room above it for 16-bit integers."""
+    low, high = known.range()
+    room = ROOM if form is S16 else 1.0
+    return Choice(site, form, {"minmax": (low * room, high * room)}, observer="minmax")
+
+
 def choose_ranges(
     graph: Graph, plan: Plan, seen: Seen, context: Context, stage: str = "choosing ranges"
 ) -> list[Choice]:
@@ -124,8 +131,7 @@ def choose_ranges(
         form = form_of(site, known, recipe)
         tabled = form is S16 and any(TABLE[op.name].kind == "function" for op, _ in readers)
         if form is S16 and not tabled:
-            low, high = known.range()
-            choices.append(Choice(site, form, {"minmax": (low * ROOM, high * ROOM)}, observer="minmax"))
+            choices.append(plain_choice(site, form, known))
             continue
         choice = Choice(site, form, candidates(known, form, recipe.observers))
         choice.observer = next(iter(choice.offers))
