@@ -81,7 +81,7 @@ class Finetuned:
         start, best: the score at the start, and of `graph`; more is better.
         best_step: after how many steps that was; 0 is the start.
         steps: how many were made.
-        history: a record of each evaluation: step, score, mean loss since the one before.
+        history: a record of each evaluation: step, score, and the mean loss since the one before.
         stopped: why the run ended early, or empty.
     """
 
@@ -90,7 +90,7 @@ class Finetuned:
     best: float
     best_step: int
     steps: int
-    history: list[dict[str, float]]
+    history: list[dict[str, float | None]]
     stopped: str = ""
 
 
@@ -105,7 +105,7 @@ class _State:
     best: float = math.nan
     best_step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last evaluation
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
     stopped: str = ""
 
 
@@ -227,11 +227,11 @@ class _Run:
             state.start = state.best = score
         elif score > state.best:
             state.best, state.best_step, self.best = score, state.step, self.values()
-        mean = sum(state.losses) / len(state.losses) if state.losses else math.nan
+        mean = sum(state.losses) / len(state.losses) if state.losses else None
         state.history.append({"step": state.step, "score": score, "loss": mean})
         state.losses = []
         patience = self.settings.patience
-        if patience and sum(record["step"] > state.best_step for record in state.history) >= patience:
+        if patience and sum(int(record["step"] or 0) > state.best_step for record in state.history) >= patience:
             state.stopped = state.stopped or f"no better score in {patience} evaluations"
 
     def tell(self, what: str, share: float | None) -> None:
