@@ -99,6 +99,8 @@ class _Insertion:
         plain = self.map[value]
         b = Builder(self.into, span=op.span)
         site = self.plan.uses.get((op, position))
+        if self.switches and op not in self.switches:
+            return plain  # a movement: what reads its result is quantised there, which is the same
         if position == 1 and op in self.settings.packed:
             made = self._weights(b, op, value)
         elif site is not None:
