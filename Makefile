@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/installed
 ROOMS := ir passes backends frontends tools
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench accuracy clean
 
 demo: $(STAMP)
 	$(RUN) secateur.tools.demo
@@ -24,6 +24,9 @@ bench: $(STAMP)
 	for model in resnet50 mobilenet_v2 minilm; do \
 	  $(RUN) secateur.tools.main bench zoo:$$model --threads 2 --against eager,onnxruntime,openvino || exit 1; \
 	done
+
+accuracy: $(STAMP)
+	$(RUN) secateur.tools.accuracy --guide docs/accuracy.md
 
 # One installation for everything; it is repeated only when the dependencies change.
 $(STAMP): pyproject.toml
