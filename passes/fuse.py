@@ -15,6 +15,7 @@ from secateur.passes.dce import DeadCode
 REDUCTIONS = tuple(f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod"))
 NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm", "standardize")
 CONTRACTIONS = ("conv", "conv_transpose", "linear", "linear_grouped", "matmul")
+CHEAP = 3  # operations that are computed again rather than stored
 LOOKAHEAD = 12  # operations by which a branch that has not come together again may grow
 
 
@@ -44,6 +45,7 @@ class Fuse(Pass):
 
     def run(self, graph: Graph) -> None:
         DeadCode().run(graph)  # a result that nobody uses would keep a value from having one user
+        split_widening(graph)
         order = list(graph.ops)
         state = _State({op: float(index) for index, op in enumerate(order)}, self.limit, self.prologues)
         groups: list[tuple[str, set[Op]]] = []
@@ -64,6 +66,34 @@ class Fuse(Pass):
         for kind, group in groups:
             if len(group) > 1:
                 box(graph, sorted(group, key=state.position.__getitem__), kind)
+
+
+def split_widening(graph: Graph) -> None:
+    """Let every user make wide elements of narrow ones itself, where little is computed on the way.
+
+    before:  %1 = cast(%x: u8);  %2 = reduce_sum(%1);  %3 = mul(%1, %y)
+    after:   %1 = cast(%x);  %2 = reduce_sum(%1);  %4 = cast(%x);  %3 = mul(%4, %y)
+    """
+    for op in reversed(list(graph.ops)):
+        if not is_elementwise(op) or len(op.result.users) < 2 or not _widens(op, CHEAP):
+            continue
+        for user in op.result.users[1:]:
+            b = Builder(graph, user, op.span)
+            own = b.op(op.name, op.operands, op.attrs).result
+            for position, value in enumerate(user.operands):
+                if value is op.result:
+                    user.set_operand(position, own)
+
+
+def _widens(op: Op | None, steps: int) -> bool:
+    """Whether at most `steps` operations with single numbers make wider elements of one narrower tensor."""
+    if op is None or not steps or not is_elementwise(op):
+        return False
+    tensors = [value for value in op.operands if _number(value) is None]
+    if len(tensors) != 1 or tensors[0].shape != op.result.shape:
+        return False
+    before, after = tensors[0].type.dtype.bytes, op.result.type.dtype.bytes
+    return before < after or (before == after and _widens(tensors[0].op, steps - 1))
 
 
 def is_elementwise(op: Op) -> bool:

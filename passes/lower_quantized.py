@@ -18,6 +18,7 @@ PHASES = (
     [*MOVEMENT, *(item for item in topic("linear") if item.name == "linear_bias"), products.matmul_of_weights],
     [*products.RULES, *norms.RULES, *MOVEMENT],
     requantize.RULES,
+    [item for item in MOVEMENT if item.name == "zero_point_of_residual"],
 )
 
 

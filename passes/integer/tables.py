@@ -99,19 +99,28 @@ def interpolated(values: np.ndarray, low: float, high: float) -> tuple[np.ndarra
     weight = np.where((shown >= low - 1) & (shown <= high + 1), 1.0, 1e-6)
     at = np.arange(values.size)
     index, part = at // SEGMENT, (at % SEGMENT) / SEGMENT
-    normal = np.zeros((INTERPOLATED, INTERPOLATED))
-    right = np.zeros(INTERPOLATED)
-    shares = ((index, 1 - part), (index + 1, part))
-    for i, a in shares:
-        np.add.at(right, i, weight * a * shown)
-        for j, c in shares:
-            np.add.at(normal, (i, j), weight * a * c)
-    entries = np.linalg.solve(normal, right)
+    left, right = weight * (1 - part), weight * part
+    diagonal = np.bincount(index, left * (1 - part), INTERPOLATED) + np.bincount(index + 1, right * part, INTERPOLATED)
+    beside = np.bincount(index, left * part, INTERPOLATED)
+    wanted = np.bincount(index, left * shown, INTERPOLATED) + np.bincount(index + 1, right * shown, INTERPOLATED)
+    entries = _tridiagonal(diagonal, beside, wanted)
     steepest = max(float(np.abs(np.diff(entries)).max()) * SEGMENT, float(np.abs(entries).max()), 1.0)
     bits = min(FINEST, int(np.floor(np.log2(ROOM / steepest))))
     if bits < 0:
         raise NoTable("its values leave 32 bits")
     return np.rint(np.ldexp(entries, bits)).astype(np.int64), bits
+
+
+def _tridiagonal(diagonal: np.ndarray, beside: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Solve a symmetric system whose matrix is zero but for its diagonal and the elements beside it (Thomas)."""
+    d, y = diagonal.copy(), wanted.copy()
+    for i in range(1, len(d)):
+        share = beside[i - 1] / d[i - 1]
+        d[i] -= share * beside[i - 1]
+        y[i] -= share * y[i - 1]
+    for i in range(len(d) - 1, -1, -1):
+        y[i] = (y[i] - (beside[i] * y[i + 1] if i + 1 < len(d) else 0.0)) / d[i]
+    return y
 
 
 def worst(table: np.ndarray, bits: int, wanted: np.ndarray, low: int, high: int) -> int:
