@@ -28,33 +28,37 @@ CLIP(i64, i8, int64_t, INT8_MIN, INT8_MAX) CLIP(i64, u8, int64_t, 0, UINT8_MAX)
 CLIP(i64, i16, int64_t, INT16_MIN, INT16_MAX) CLIP(i64, i32, int64_t, INT32_MIN, INT32_MAX) WIDEN(i64, i64)
 
 /* (x * m + 2^(s-1)) >> s, the product in 64 bits, the result modulo 2^32; 1 <= s <= 62 is a constant.
- * The x86 instruction multiplies even lanes. From s = 32 on only the upper halves of the sums matter. */
+ * The x86 instruction multiplies even lanes. From s = 32 on only the upper halves of the sums matter, and from
+ * s = 33 on those of the products: what the lower halves add is less than one, which no later shift can see. */
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE4_1__)
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
 #define REGISTER __m512i
 #define MUL_EVEN(a, b) _mm512_mul_epi32(a, b)
 #define EVEN_ODD(even, odd) _mm512_mask_mov_epi32(even, 0xaaaa, odd)
+#define UPPER_HALVES(even, odd) _mm512_mask_shuffle_epi32(odd, 0x5555, even, 0xf5)
 #elif defined(__AVX2__) && VECTOR_BYTES == 32
 #define REGISTER __m256i
 #define MUL_EVEN(a, b) _mm256_mul_epi32(a, b)
 #define EVEN_ODD(even, odd) _mm256_blend_epi32(even, odd, 0xaa)
+#define UPPER_HALVES(even, odd) EVEN_ODD(_mm256_shuffle_epi32(even, 0xf5), odd)
 #elif VECTOR_BYTES == 16
 #define REGISTER __m128i
 #define MUL_EVEN(a, b) _mm_mul_epi32(a, b)
 #define EVEN_ODD(even, odd) _mm_blend_epi16(even, odd, 0xcc)
+#define UPPER_HALVES(even, odd) EVEN_ODD(_mm_shuffle_epi32(even, 0xf5), odd)
 #endif
 #endif
 #ifdef REGISTER
 typedef uint64_t v_pairs __attribute__((vector_size(VECTOR_BYTES), aligned(8)));
 INLINE v_i32 mulshift_i32(v_i32 x, v_i32 m, const int s) {
     const v_pairs high_x = (v_pairs)x >> 32, high_m = (v_pairs)m >> 32;
+    v_pairs even = (v_pairs)MUL_EVEN((REGISTER)x, (REGISTER)m);
+    v_pairs odd = (v_pairs)MUL_EVEN((REGISTER)high_x, (REGISTER)high_m);
+    if (s > 32) return ((v_i32)UPPER_HALVES((REGISTER)even, (REGISTER)odd) + (1 << (s > 32 ? s - 33 : 0))) >> (s & 31);
     const v_pairs half = (v_pairs){0} + ((uint64_t)1 << (s - 1));
-    v_pairs even = (v_pairs)MUL_EVEN((REGISTER)x, (REGISTER)m) + half;
-    v_pairs odd = (v_pairs)MUL_EVEN((REGISTER)high_x, (REGISTER)high_m) + half;
-    even >>= s < 32 ? s : 32;
-    if (s < 32) odd = odd << (32 - s);
-    const v_i32 both = (v_i32)EVEN_ODD((REGISTER)even, (REGISTER)odd);
-    return s > 32 ? both >> (s - 32) : both;
+    even += half, odd += half;
+    if (s == 32) return (v_i32)UPPER_HALVES((REGISTER)even, (REGISTER)odd);
+    return (v_i32)EVEN_ODD((REGISTER)(even >> (s & 31)), (REGISTER)(odd << (32 - (s & 31))));
 }
 /* Sums of squares in 64 bits, of even and odd lanes together. */
 typedef v_pairs v_wide;
@@ -81,6 +85,12 @@ INLINE int64_t root_i64(int64_t x) {
     int64_t r = (int64_t)sqrt((double)x);
     r -= r * r > x;
     return r + ((r + 1) * (r + 1) <= x);
+}
+
+/* (x + 2^(s-1)) >> s without overflow, for any s >= 1. */
+INLINE v_i32 shift_rounded_i32(v_i32 x, const int s) {
+    if (s > 31) return (v_i32){0};
+    return s == 1 ? (x >> 1) + (x & 1) : ((x >> (s - 1)) + 1) >> 1;
 }
 
 /* acc + low * low + high * high, where x and w hold two i16 in each lane. */
