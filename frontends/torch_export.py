@@ -77,6 +77,7 @@ def load_exported(path: str | Path) -> ExportedProgram:
     """Read a `.pt2` file. Raises `CompileError` where there is none or PyTorch cannot read it."""
     if not Path(path).is_file():
         raise CompileError(f"no such file: {path}")
+    rows()  # which registers operations that come with PyTorch, but not by themselves: those of quantised programs
     try:
         with _quiet():
             return torch.export.load(str(path))

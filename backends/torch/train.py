@@ -261,11 +261,11 @@ def _about(step: Op) -> tuple[str, float]:
     """
     user = next(user for user in step.result.users if user.name in ("quantize", "dequantize"))
     x, constant = user.operands[0], _constant(user.operands[0])
-    if constant is not None:
-        name, shape, high = constant.attrs["name"], x.shape, _code_range(constant.attrs["value"])[1]
-    else:
-        shape = x.shape[1:] if x.type.rank > 1 else x.shape
-        name, high = x.hint or step.attrs["name"], int(np.iinfo(user.operands[2].type.dtype.numpy).max)
+    high = int(np.iinfo(user.operands[2].type.dtype.numpy).max)
+    if constant is not None and not x.type.dtype.is_float:
+        high = _code_range(constant.attrs["value"])[1]
+    shape = x.shape if constant is not None or x.type.rank < 2 else x.shape[1:]
+    name = constant.attrs["name"] if constant is not None else x.hint or step.attrs["name"]
     count = max(1, math.prod(shape) // max(1, step.result.type.numel))
     return name or user.name, 1 / math.sqrt(count * high)
 
