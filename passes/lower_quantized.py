@@ -12,13 +12,14 @@ from secateur.passes.integer import movement, norms, products, requantize
 from secateur.passes.integer.leaves import unquantized_weights
 from secateur.passes.rules import topic
 
-MOVEMENT = [*topic("quantized"), *movement.RULES]
+SUMS = ("zero_point_of_residual", "number_of_sum", "constant_of_sum")
+MOVEMENT = [*(item for item in topic("quantized") if item.name not in SUMS), *movement.RULES]
 # Every phase sees what the one before has made: dequantised i32 behind products, then one requantisation.
 PHASES = (
     [*MOVEMENT, *(item for item in topic("linear") if item.name == "linear_bias"), products.matmul_of_weights],
     [*products.RULES, *norms.RULES, *MOVEMENT],
     requantize.RULES,
-    [item for item in MOVEMENT if item.name == "zero_point_of_residual"],
+    [item for item in topic("quantized") if item.name in SUMS],
 )
 
 

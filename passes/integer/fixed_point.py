@@ -57,12 +57,25 @@ def rescale(b: Builder, x: Value, ratio: np.ndarray, zero: np.ndarray | int, dty
     return b.rescale(x, integer(b, multiplier), integer(b, zero, dtype), shift=shift)
 
 
+def offset(bits: int, zero: np.ndarray | int) -> np.ndarray | None:
+    """What added before `narrowed` rounds half up and moves the zero point; None where i32 has no room for it."""
+    half = 1 << bits >> 1
+    whole = (np.asarray(zero, np.int64) << bits) + half
+    return whole if np.abs(whole).max() < ROOM else None
+
+
+def narrowed(b: Builder, x: Value, bits: int, dtype: DType) -> Value:
+    """x >> bits, saturated."""
+    whole = b.shift_right(x, integer(b, bits)) if bits else x
+    return whole if dtype is DType.I32 else b.saturate(whole, dtype=dtype)
+
+
 def round_off(b: Builder, x: Value, bits: int, zero: np.ndarray | int, dtype: DType) -> Value:
-    """x / 2^bits + zero, rounded half up and saturated."""
-    if not bits:
-        whole = b.add(x, integer(b, zero)) if np.any(zero) else x
-        return whole if dtype is DType.I32 else b.saturate(whole, dtype=dtype)
-    return b.rescale(x, integer(b, 1), integer(b, zero, dtype), shift=bits)
+    """x / 2^bits + zero for |x| < 2^30, rounded half up and saturated."""
+    first = offset(bits, zero)
+    if first is None:
+        return b.rescale(x, integer(b, 1), integer(b, zero, dtype), shift=bits)
+    return narrowed(b, b.add(x, integer(b, first)) if np.any(first) else x, bits, dtype)
 
 
 def widened(b: Builder, x: Value, zero: np.ndarray | int = 0) -> Value:

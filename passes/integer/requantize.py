@@ -8,7 +8,7 @@ from secateur.ir.builder import Builder
 from secateur.ir.graph import Op, Value
 from secateur.ir.rewrite import Match, Outcome, Refusal, rule
 from secateur.ir.types import DType
-from secateur.passes.integer.fixed_point import compact, integer, rescale, round_off, widened
+from secateur.passes.integer.fixed_point import compact, integer, narrowed, offset, rescale, round_off, widened
 from secateur.passes.integer.leaves import SMALL, Leaf, known, leaf, parameters
 from secateur.passes.integer.tables import (
     NoTable,
@@ -164,8 +164,10 @@ def _of_function(b: Builder, op: Op, value: Value, zero: int) -> Value:
             raise Stays(f"a table of {entries.size} entries misses {op.operands[0].op.name} by {off} steps")  # type: ignore[union-attr]
         near = Leaf(of_leaf(b, x, near.scale, near.zero, DType.I16), near.scale, near.zero)
     assert near is not None and entries is not None
-    raw = b.lookup(near.value, table=entries.tolist(), dtype=DType.I32)
-    return round_off(b, raw, bits, zero, dtype)
+    first = offset(bits, zero)
+    assert first is not None, "a point of 12 bits behind 16 leaves room"
+    raw = b.lookup(near.value, table=(entries + first).tolist(), dtype=DType.I32)
+    return narrowed(b, raw, bits, dtype)
 
 
 def _of_product(b: Builder, value: Value, scale: np.ndarray, zero: np.ndarray, dtype: DType) -> Value | None:
