@@ -112,6 +112,7 @@ class BodyWriter:
     def __post_init__(self) -> None:
         self.lines: list[str] = []
         self.known: dict[Expr, tuple[str, DType]] = {}  # within one op
+        self.numbers: dict[str, int] = {}  # names of integer constants
 
     def graph(self, body: Graph) -> list[str]:
         """Write all ops; returns the names of the outputs."""
@@ -125,6 +126,8 @@ class BodyWriter:
         if op.name == "constant":
             value = op.attrs["value"].reshape(-1)[0]
             self.names[result] = self.define(vector_type(result.type.dtype), splat(value, result.type.dtype))
+            if result.type.dtype.is_int:
+                self.numbers[self.names[result]] = int(value)
             return self.names[result]
         expr = lookup(op.name).expr
         assert expr is not None, f"{op.name} is not elementwise"
@@ -204,8 +207,8 @@ class BodyWriter:
         last = node.args[-1]
         if node.op == "mulshift":
             multiplier, _ = self.expr(node.args[1], arguments, attrs, first)
-            shift = attrs[last.value] if last.op == "attr" else last.value
-            return self.define("v_i32", f"mulshift_i32({name}, {multiplier}, {int(shift)})"), DType.I32
+            shift = int(attrs[last.value] if last.op == "attr" else last.value)
+            return self.define("v_i32", self.mulshift(name, multiplier, shift)), DType.I32
         if node.op == "lookup":
             return self.define("v_i32", table(name, dtype, attrs[last.value])), DType.I32
         target = last.value if last.op == "dtype" else None
@@ -213,6 +216,14 @@ class BodyWriter:
         saturates = node.op == "saturate" and dtype.is_int
         text = f"saturate_{dtype}_{target}({name})" if saturates else convert(name, dtype, target)
         return self.define(vector_type(target), text), register_type(target)
+
+    def mulshift(self, name: str, multiplier: str, shift: int) -> str:
+        """A power of two as multiplier leaves a shift."""
+        number = self.numbers.get(multiplier, 0)
+        power = number.bit_length() - 1
+        if number == 1 << max(power, 0) and power < shift:
+            return f"shift_rounded_i32({name}, {shift - power})"
+        return f"mulshift_i32({name}, {multiplier}, {shift})"
 
 
 def table(name: str, dtype: DType, entries: Sequence[int]) -> str:

@@ -90,6 +90,9 @@ def test_requantisation_at_the_limits(target: str) -> None:
         outputs.append(b.rescale(values[0], values[1], number(0), shift=shift))
         if shift <= 31:
             outputs.append(b.rescale(values[2], number(1 << max(shift - 2, 0)), number(0), shift=shift))
+    for power, shift in ((0, 1), (0, 2), (0, 16), (30, 31), (3, 34), (3, 35), (5, 62), (4, 4), (6, 5)):
+        # Two ops become one kernel, in which the multiplier is a number.
+        outputs.append(b.neg(b.rescale(values[0], number(1 << power), number(0), shift=shift)))
     for into in STORED:
         zero = number(rng.integers(0, 127), into)
         outputs += [b.rescale(values[0], values[1], zero, shift=shift) for shift in (31, 40, 55)]
@@ -259,3 +262,25 @@ def test_attention(target: str) -> None:
     outputs.append(b.transpose(b.attention_integer(*parts, multiplier=1 << 30, shift=36), perm=(0, 2, 1, 3)))
     graph = assert_exact(b, outputs, inputs, target)
     assert chosen(graph, target).count("attention_integer") == 2 * 5 * len(ATTENTIONS) + 1
+
+
+REDUCED = [((2, 7, 7, 50), (1, 2)), ((3, 40, 21), (2,)), ((5, 64), (0, 1)), ((4, 3, 33), (0, 2)), ((1, 1), (1,))]
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_reductions_with_what_is_around_them(target: str) -> None:
+    """Casts in front, requantisation behind, along every kind of axis, as one kernel."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("reductions")
+    inputs, outputs = [], []
+    for shape, axes in REDUCED:
+        for dtype in (DType.U8, DType.I8, DType.I16):
+            for kind in (b.reduce_sum, b.reduce_max, b.reduce_min):
+                inputs += [limits_of(dtype, shape, rng) for _ in range(2)]
+                first, second = (b.cast(b.into.add_input(TensorType.of(x)), dtype=DType.I32) for x in inputs[-2:])
+                outputs.append(kind(first, axes=axes, keepdims=True))
+                moved = b.mul(b.sub(second, number(77)), number(3))
+                total = kind(moved, axes=axes, keepdims=False)
+                outputs.append(b.rescale(total, number(1234567890), number(9, DType.I8), shift=42))
+    graph = assert_exact(b, outputs, inputs, target)
+    assert set(chosen(graph, target)) == {"reduce"}
