@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from secateur.ir.diagnostics import CompileError
+from secateur.ir.diagnostics import CompileError, Span
 from secateur.ir.graph import Graph
 from secateur.ir.interpret import run as interpret
 from secateur.ir.opdef import lookup
 from secateur.passes.quantize import Recipe, quantize, recipe_of
+from secateur.passes.quantize.names import labels
 
 Progress: TypeAlias = Callable[[str, float], None]
 Compile: TypeAlias = Callable[[Graph], Callable[..., Any]]
@@ -38,6 +39,13 @@ def check_request(quantize: str | Recipe | None, calibration: Any) -> None:
         )
 
 
+def name_operations(graph: Graph) -> None:
+    """Give operations that do not say where they come from a source: their label in reports of quantisation."""
+    for op, label in labels(graph).items():
+        if op.span is None:
+            op.span = Span(module=label)
+
+
 def executor(compile: Compile) -> Callable[[Graph], Execute]:
     """What calibration runs graphs by: compiled code, or the interpreter where a graph is not worth the compiler."""
 
@@ -60,9 +68,12 @@ def quantized(
 ) -> tuple[Graph, dict[str, Any]]:
     """The graph with quantize and dequantize in it, and a record of what was done, for the manifest.
 
+    Sources are filled in where the given graph has none.
+
     Raises:
         CompileError: as `quantize`: an empty calibration set, arrays that do not fit, NaN in them.
     """
+    name_operations(graph)
     made = quantize(graph, calibration, recipe, run=run, progress=progress)
     return made.graph, {"recipe": asdict(made.recipe), **made.report}
 
