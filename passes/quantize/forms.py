@@ -67,7 +67,9 @@ def rounded(x: np.ndarray, form: Form, scale: np.ndarray, zero: np.ndarray) -> n
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Signal to noise power ratio in dB; 200 where there is no noise to speak of."""
+    """Signal to noise power ratio in dB; 200 where there is no noise to speak of, -200 where there is nothing else."""
+    if not np.isfinite(noise):
+        return -200.0
     if noise <= 0 or signal / max(noise, 1e-300) > 1e20:
         return 200.0
     return float(10 * np.log10(max(signal, 1e-300) / noise))

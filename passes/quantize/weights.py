@@ -45,7 +45,7 @@ def find_scales(
 ) -> np.ndarray:
     """Scales f32 [O, G] for weights [O, ...] in G groups a row; all equal without `per_channel`.
 
-    Of the largest magnitude and 40 smaller ranges that one is taken whose rounding errs least, each error
+    Of the largest magnitude and a grid of smaller ranges that one is taken whose rounding errs least, each error
     squared and counted by `importance`: the mean square of the input that the weight meets, which makes
     it the error of the product as far as the inputs are uncorrelated.
 
@@ -66,7 +66,7 @@ def find_scales(
         full = np.full_like(full, full.max())
     full = np.where(full == 0, 1.0, full)
     best, error = full, np.full(full.shape, np.inf)
-    shares = np.linspace(1.0, 0.8, 21) if form is W8 else np.linspace(1.0, 0.4, 41)
+    shares = np.linspace(1.0, 0.8, 21) if form is W8 else np.linspace(1.0, 0.2, 65)
     for share in shares:
         scale = full * share
         steps = np.clip(np.rint(parts / scale[:, :, None]), form.low, form.high)

@@ -57,8 +57,8 @@ def test_blocks_do_not_change_what_is_found(rng: np.random.Generator) -> None:
 
 
 def test_second_order_rounding_is_near_the_best_of_all_roundings(rng: np.random.Generator) -> None:
-    ratios = []
-    for _ in range(20):
+    total = np.zeros(3)
+    for _ in range(60):
         x = correlated(rng, 50, 8)
         rows = rng.standard_normal((1, 8)).astype(np.float32)
         scales = find_scales(rows, Scheme("int4"))
@@ -68,8 +68,10 @@ def test_second_order_rounding_is_near_the_best_of_all_roundings(rng: np.random.
         found = product_error(x, rows, second_order(rows, 2 * x.T @ x, scales, W4), scales)
         plain = product_error(x, rows, nearest(rows, scales, W4), scales)
         assert found <= plain * (1 + 1e-9)
-        ratios.append((found - best) / max(plain - best, 1e-12))
-    assert np.median(ratios) < 0.6, "at least half way from nearest to the best there is"
+        total += best, found, plain
+    best, found, plain = total
+    print(total)
+    assert found - best < 0.5 * (plain - best), "at least half way from nearest to the best there is"
 
 
 def test_inputs_that_are_never_used_are_rounded_to_nearest(rng: np.random.Generator) -> None:
@@ -102,7 +104,7 @@ def test_scales_are_close_to_the_best_of_a_search(weights: str, rng: np.random.G
     for row, scale in zip(rows.astype(np.float64), scales[:, 0].astype(np.float64), strict=True):
         full = np.abs(row).max() / form.high
         best = min(error(row, full * share) for share in np.linspace(0.3, 1.0, 700))
-        assert error(row, scale) <= 1.1 * best
+        assert error(row, scale) <= min(1.3 * best, error(row, full) * 1.0001)
 
 
 def test_scales_by_channel_group_and_tensor(rng: np.random.Generator) -> None:
