@@ -18,7 +18,13 @@ from secateur.passes.quantize.forms import decibels
 from secateur.passes.quantize.insert import Settings, insert
 from secateur.passes.quantize.plan import Plan, make_plan
 from secateur.passes.quantize.prepare import split_linears
-from secateur.passes.quantize.products import audit, corrected_biases, pack_nearest, round_second_order
+from secateur.passes.quantize.products import (
+    audit,
+    corrected_biases,
+    errors_of_weights,
+    pack_nearest,
+    round_second_order,
+)
 from secateur.passes.quantize.recipe import Recipe, recipe_of
 from secateur.passes.quantize.report import make_report
 from secateur.passes.quantize.stream import Run, interpreted, relative_noise, results
@@ -68,7 +74,8 @@ def quantize(
     smoothing, bias correction, second-order rounding) is kept only if it lowers the error of the results.
 
     Args:
-        batches: see `Batches.source`.
+        batches: see `Batches.source`. None will do where the recipe quantises nothing but weights; they are then
+            rounded to the nearest, without repairs.
         recipe: or the name of one: int8, int4, weights-int8, weights-int4.
         run: compiles a graph to a function of arrays; by default the interpreter.
         progress: called with a stage and its share done, 0 to 1.
@@ -79,6 +86,8 @@ def quantize(
     recipe = recipe_of(recipe)
     if any(op.name == "quantize" for op in graph.walk()):
         raise CompileError(f"graph @{graph.name} is quantised already")
+    if batches is None:
+        return _weights_alone(graph.clone(), recipe)
     opened = open_batches(batches, graph, limit=recipe.batches, seed=recipe.seed)
     context = Context(opened, run or interpreted, recipe, progress)
     graph = graph.clone()
@@ -90,6 +99,31 @@ def quantize(
     verify(made)
     report = make_report(best.plan, best.choices, best.seen, best.settings, audits, repairs, opened.count)
     return Quantized(made, report, best, recipe)
+
+
+def _weights_alone(graph: Graph, recipe: Recipe) -> Quantized:
+    """Weights by what can be known of them without data; the report's errors are those of the weights themselves."""
+    plan = make_plan(graph, recipe)
+    if plan.whole:
+        raise CompileError(
+            "quantised activations need calibration data: a few batches of real inputs",
+            hint="or quantise weights alone: the recipes weights-int8 and weights-int4",
+        )
+    attempt = _with_weights(Attempt(graph, plan, {}, [], Settings()))
+    made = insert(graph, plan, attempt.settings)
+    verify(made)
+    report = make_report(plan, [], {}, attempt.settings, errors_of_weights(attempt.settings), [], 0)
+    return Quantized(made, report, attempt, recipe)
+
+
+def _with_weights(attempt: Attempt) -> Attempt:
+    """The attempt with nearest weights. Raises `CompileError` where there is nothing to quantise at all."""
+    plan, name = attempt.plan, attempt.graph.name
+    if not plan.weights and not plan.whole:
+        reasons = sorted(set(plan.reasons.values()))
+        raise CompileError(f"graph @{name} has nothing to quantise", hint="; ".join(reasons[:3]))
+    attempt.settings.packed = pack_nearest(plan, attempt.seen, attempt.settings)
+    return attempt
 
 
 def _repaired(graph: Graph, context: Context) -> tuple[Attempt, list[dict[str, Any]]]:
@@ -146,13 +180,8 @@ def calibrated(graph: Graph, context: Context, seen: Seen | None = None) -> Atte
     bad = unusable(plan, seen)
     if bad:
         plan = make_plan(graph, context.recipe, bad)
-    if not plan.weights and not plan.whole:
-        reasons = sorted(set(plan.reasons.values()))
-        raise CompileError(f"graph @{graph.name} has nothing to quantise", hint="; ".join(reasons[:3]))
     choices = choose_ranges(graph, plan, seen, context)
-    settings = settings_of(choices)
-    settings.packed = pack_nearest(plan, seen, settings)
-    return Attempt(graph, plan, seen, choices, settings)
+    return _with_weights(Attempt(graph, plan, seen, choices, settings_of(choices)))
 
 
 # Repairs ------------------------------------------------------------------------------------------

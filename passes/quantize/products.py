@@ -36,7 +36,7 @@ def bias_of(op: Op, settings: Settings) -> np.ndarray | None:
 
 
 def pack_nearest(plan: Plan, seen: Seen, settings: Settings) -> dict[Op, Packed]:
-    """The weights of every product as integers, each rounded to the nearest."""
+    """The weights of every product as integers, each rounded to the nearest. `seen` is empty where no data is."""
     found = {}
     for op, scheme in plan.weights.items():
         weights = array_of(op.operands[1])
@@ -44,7 +44,8 @@ def pack_nearest(plan: Plan, seen: Seen, settings: Settings) -> dict[Op, Packed]
         if (op, 0) in plan.uses:
             scale, _ = settings.parameters(plan.uses[op, 0])
             least = least_scales(bias_of(op, settings), float(scale))
-        scales = find_scales(weights, scheme, _importance(op, weights, seen), least)
+        importance = _importance(op, weights, seen) if seen else None
+        scales = find_scales(weights, scheme, importance, least)
         if not scheme.per_channel:
             scales[:] = scales.max()
         found[op] = pack(nearest(weights, scales, FORMS[scheme.weights]), scales, weights.shape, scheme)
@@ -184,6 +185,15 @@ def _auditing(
             found.shift = before + (shift - before) / found.batches
 
     return take
+
+
+def errors_of_weights(settings: Settings) -> dict[Op, Audit]:
+    """The error of the weights by themselves, for want of inputs."""
+    found = {}
+    for op, packed in settings.packed.items():
+        weights = array_of(op.operands[1]).astype(np.float64)
+        found[op] = Audit(float(np.square(packed.real() - weights).sum()), float(np.square(weights).sum()))
+    return found
 
 
 def corrected_biases(audits: dict[Op, Audit], settings: Settings) -> dict[Op, np.ndarray]:

@@ -29,7 +29,7 @@ def make_report(
 
     Keys:
         batches: how many were read.
-        error: of the results: `minmax` for what plain ranges give, `final` for what is returned.
+        error: of the results: `minmax` for what plain ranges give, `final` for what is returned; empty without data.
         repairs: name, kept, before and after in dB, note; in the order they were tried.
         tensors: for each scale: name, form, observer, low, high, scale, zero, dB of the tensor by itself.
         ops: label, op, source, weights, dB of its result when it alone is quantised; or the reason why it stays float.
@@ -37,7 +37,7 @@ def make_report(
     kept = [entry for entry in repairs if entry["kept"]]
     return {
         "batches": batches,
-        "error": {"minmax": repairs[0]["after"], "final": kept[-1]["after"]},
+        "error": {"minmax": repairs[0]["after"], "final": kept[-1]["after"]} if repairs else {},
         "repairs": repairs,
         "tensors": [_tensor(choice, plan, seen, settings) for choice in choices],
         "ops": _ops(plan, settings, audits),

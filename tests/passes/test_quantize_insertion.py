@@ -127,3 +127,13 @@ def test_first_and_last_products_may_stay_float() -> None:
     assert reasons["a"] == "it is the first product" and not reasons["b"]
     made = quantize(small(), draw(small(), 4), Recipe(last=False))
     assert [entry["reason"] for entry in made.report["ops"] if entry["name"] == "b"] == ["it is the last product"]
+
+
+def test_weights_alone_need_no_data() -> None:
+    graph = small()
+    made = quantize(graph, None, recipe_of("weights-int8"))
+    assert [op.operands[0].type.dtype.value for op in made.graph.find("dequantize")] == ["i8", "i8"]
+    assert all(entry["sqnr"] > 35 for entry in made.report["ops"] if not entry["reason"])
+    assert max(shares(graph, made.graph, draw(graph, 1)[0])) < 0.02
+    with pytest.raises(CompileError, match="quantised activations need calibration data"):
+        quantize(graph, None)

@@ -295,10 +295,10 @@ def test_the_culprit_is_named_and_leaving_it_out_helps(rng: np.random.Generator)
     assert [item.op for item in culprits].count("linear") == 3 and len(culprits) == 6
     worst = culprits[0]
     assert worst.name == "middle" and worst.gain > 10
-    assert 0.8 * worst.total < worst.alone < 1.2 * worst.total and worst.without < 0.1 * worst.total
+    assert 0.7 * worst.total < worst.alone < 1.4 * worst.total and worst.without < 0.15 * worst.total
     better = without(made, [worst.name])
     got = decibels(graph, better, held_out) - decibels(graph, made.graph, held_out)
-    assert abs(got - worst.gain) < 2
+    assert abs(got - worst.gain) < 3
     with pytest.raises(CompileError, match="no operation is called 'linaer'"):
         without(made, ["linaer"])
     with pytest.raises(CompileError, match="nothing is left to quantise"):
