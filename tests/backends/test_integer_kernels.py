@@ -240,13 +240,22 @@ def test_attention(target: str) -> None:
                 v[...] = rng.choice([-128, 127])
             operands = list(map(given, (q, k, v, *operands)))
             for bare in (True, False):
-                attrs = {"multiplier": int(rng.integers(1 << 28, 1 << 31)), "shift": int(rng.integers(30, 48))}
+                attrs = {
+                    "multiplier": int(rng.integers(1 << 28, 1 << 31)),
+                    "shift": int(rng.integers(30, 42 + 12 * bare)),
+                }
                 value = b.attention_integer(*operands, causal=variant % 2 == 1, **attrs)
                 if not bare:
                     multiplier = rng.integers(1 << 24, 1 << 31, dv).astype(np.int32)
                     value = b.rescale(value, multiplier, number(128, DType.U8), shift=38)
                     value = b.transpose(value, perm=(0, 2, 1, 3))
                 outputs.append(value)
+    # Every exponent up to 15 octaves, each key's weight in a column of its own.
+    steps, keys = np.arange(2, 34, 2, dtype=np.int8), np.arange(-128, 128).astype(np.int8)
+    operands = [
+        given(x) for x in (steps.reshape(1, 16, 1), keys.reshape(1, 256, 1), np.eye(256, dtype=np.int8)[None] * 127)
+    ]
+    outputs.append(b.attention_integer(*operands, multiplier=1 << 30, shift=31))
     s, heads, d = 21, 3, 20
     merged = given(limits_of(DType.I8, (1, s, 3, heads, d), rng))
     parts = [
@@ -261,7 +270,7 @@ def test_attention(target: str) -> None:
     ]
     outputs.append(b.transpose(b.attention_integer(*parts, multiplier=1 << 30, shift=36), perm=(0, 2, 1, 3)))
     graph = assert_exact(b, outputs, inputs, target)
-    assert chosen(graph, target).count("attention_integer") == 2 * 5 * len(ATTENTIONS) + 1
+    assert chosen(graph, target).count("attention_integer") == 2 * 5 * len(ATTENTIONS) + 2
 
 
 REDUCED = [((2, 7, 7, 50), (1, 2)), ((3, 40, 21), (2,)), ((5, 64), (0, 1)), ((4, 3, 33), (0, 2)), ((1, 1), (1,))]

@@ -262,9 +262,10 @@ def _weights(job: Job, plan: _Plan) -> str:
 
     whole, rest = t // lanes * lanes, t % lanes
     first, second = [], []
+    fast = t // 64 * 64 if _in_16_bits(job, plan) else 0
     if whole:
         first += [f"for (long j = 0; j < {whole}; j += LANES) {{", *seen("LANES"), "}"]
-        second += [f"for (long j = 0; j < {whole}; j += LANES) {{", *weigh(False), "}"]
+        second += [f"for (long j = {fast}; j < {whole}; j += LANES) {{", *weigh(False), "}"] if whole > fast else []
     if rest:
         first += [f"{{ const long j = {whole};", *seen(str(rest)), "}"]
         second += [f"{{ const long j = {whole};", *weigh(True), "}"]
@@ -281,6 +282,7 @@ def _weights(job: Job, plan: _Plan) -> str:
             f"v_i32 top = {hidden}, total = {{0}};",
             *first,
             "const v_i32 most = splat_i32(max_lanes_i32(top));",
+            *(_fast(fast, attrs["shift"], hides) if fast else []),
             *second,
             "const int32_t sum = sum_lanes_i32(total);",
             f"inverse[i] = sum ? (int32_t)(((int64_t)1 << {32 + GAIN}) / sum) : 0;",
@@ -288,6 +290,34 @@ def _weights(job: Job, plan: _Plan) -> str:
             "}",
         ]
     )
+
+
+def _in_16_bits(job: Job, plan: _Plan) -> bool:
+    """Whether weights can be computed in lanes of 16 bits, without a look at what is hidden.
+
+    No exponent may be too large for 32 bits, and that of a hidden score, at least 2^29 below any other
+    one, has to be so large that the weight is 0.
+    """
+    multiplier, shift = job.anchor.attrs["multiplier"], job.anchor.attrs["shift"]
+    least = ((multiplier << 29) + (1 << shift - 1)) >> shift
+    wide = job.target.vector_bytes == 64 and "avx512bw" in job.target.features
+    return wide and plan.values.left is DType.U8 and plan.d < 1 << 15 and multiplier < 1 << shift and least >= 15 << 8
+
+
+def _fast(count: int, shift: int, hides: bool) -> list[str]:
+    """The first `count` weights of a row, 64 at a time. Where all scores are hidden, all weights are 0."""
+    powers = [f"mulshift_i32(most - load_i32(row + j + {i} * LANES), multiplier, {shift})" for i in range(4)]
+    value = f"weights_u8({', '.join(powers)})"
+    lines = [f"__m512i w = {value};"]
+    if hides:
+        lines.append(f"if (most[0] == {HIDDEN}) w = _mm512_setzero_si512();")
+    return [
+        f"for (long j = 0; j < {count}; j += 64) {{",
+        *lines,
+        "_mm512_storeu_si512(to + j, w);",
+        "total += (v_i32)_mm512_sad_epu8(w, _mm512_setzero_si512());",
+        "}",
+    ]
 
 
 def _finish(job: Job, plan: _Plan, epilogue: Epilogue, out: View) -> list[str]:

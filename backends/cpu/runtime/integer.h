@@ -139,6 +139,26 @@ INLINE v_i32 quads_i8(v_i8 a, v_i8 b, v_i8 c, v_i8 d) {
 }
 #endif
 
+#if defined(__AVX512BW__) && VECTOR_BYTES == 64
+/* (255 * decay + 2^14) >> 15 for 64 exponents >= 0, as bytes: the polynomial of `decay` on lanes of 16 bits.
+ * vpmulhrsw is (a * b + 2^14) >> 15, with f * 128 as a the (f * b + 2^7) >> 8 of the definition. Exponents
+ * are cut off at 2^15 - 1, where the weight is 0 as it is from 15 * 256 on: more bits are shifted out. */
+INLINE __m512i octave_i16(__m512i y) {
+    const __m512i f = _mm512_and_si512(_mm512_slli_epi16(y, 7), _mm512_set1_epi16(0x7f80));
+    __m512i p = _mm512_sub_epi16(_mm512_set1_epi16(7607), _mm512_mulhrs_epi16(f, _mm512_set1_epi16(1325)));
+    p = _mm512_sub_epi16(_mm512_set1_epi16(22670), _mm512_mulhrs_epi16(f, p));
+    p = _mm512_sub_epi16(_mm512_set1_epi16(32767), _mm512_mulhrs_epi16(f, p));
+    p = _mm512_srlv_epi16(p, _mm512_srli_epi16(y, 8));
+    return _mm512_mulhrs_epi16(p, _mm512_set1_epi16(255));
+}
+INLINE __m512i weights_u8(v_i32 a, v_i32 b, v_i32 c, v_i32 d) {
+    const __m512i low = octave_i16(_mm512_packs_epi32((__m512i)a, (__m512i)b));
+    const __m512i high = octave_i16(_mm512_packs_epi32((__m512i)c, (__m512i)d));
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+                                    _mm512_packus_epi16(low, high)); /* packing goes by quarters */
+}
+#endif
+
 /* Tables. place: 0..255 -> an entry. The entries are bytes (S: i8, u8) or i32. */
 INLINE v_i32 entries_i32(v_u8 place, const int32_t *table) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
