@@ -130,8 +130,8 @@ def test_never_worse_than_the_start(rng: np.random.Generator) -> None:
     harmful = Settings(steps=20, rate=1.0, clip=0, evaluate_every=5)
     objective = Objective(lambda outputs, inputs, extra: -outputs[0].square().mean())
 
-    def metric(predict: Any) -> float:
-        (mine,) = predict(batches[0][0])
+    def metric(program: Any) -> float:
+        mine = program(batches[0][0])
         return -float(np.abs(mine - wanted).max())
 
     batches = data(rng, teacher)
@@ -147,8 +147,8 @@ def test_cross_entropy_learns_labels(rng: np.random.Generator) -> None:
     student = network(rng, most=7)
     batches = data(rng, teacher, count=8)
 
-    def accuracy(predict: Any) -> float:
-        return float(np.mean([(predict(x)[0].argmax(-1) == labels).mean() for x, labels in batches]))
+    def accuracy(program: Any) -> float:
+        return float(np.mean([(program(x).argmax(-1) == labels).mean() for x, labels in batches]))
 
     result = finetune(student, batches, cross_entropy(), Settings(steps=150, rate=1e-2), metric=accuracy)
     assert result.best > max(0.7, result.start)
@@ -385,21 +385,21 @@ def test_scores_and_losses_that_mean_nothing(rng: np.random.Generator) -> None:
         return finetune(student, batches, objective or distil(teacher), Settings(steps=3, **options), metric=metric)
 
     with pytest.raises(CompileError, match="the score at the start is nan"):
-        go(lambda predict: math.nan)
+        go(lambda program: math.nan)
     with pytest.raises(CompileError, match="the metric gave str, not a number"):
-        go(lambda predict: "good")
+        go(lambda program: "good")
     with pytest.raises(CompileError, match=r"the metric failed: KeyError: 'top1' \(.*test_finetune\.py:\d+\)"):
-        go(lambda predict: {}["top1"])
+        go(lambda program: {}["top1"])
     infinite = Objective(lambda outputs, inputs, extra: outputs[0].sum() / 0)
     with pytest.raises(CompileError, match="before the first step\nhint: look at the data and the labels"):
-        go(lambda predict: 0.0, infinite)
+        go(lambda program: 0.0, infinite)
     calls: list[int] = []
 
     def later(outputs: Any, inputs: Any, extra: Any) -> torch.Tensor:
         calls.append(1)
         return outputs[0].sum() * (math.nan if len(calls) > 2 else 1)
 
-    result = go(lambda predict: 0.0, Objective(later))
+    result = go(lambda program: 0.0, Objective(later))
     assert result.steps == 2 and result.stopped.startswith("the loss was nan after step 2")
     assert_same_values(result.graph, student)
 

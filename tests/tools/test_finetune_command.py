@@ -33,11 +33,11 @@ def batches(epoch):
 def unlabelled():
     return [(x[None],) for x in X[:24]]
 
-def accuracy(predict):
-    return (predict(X)[0].argmax(1) == Y).mean()
+def accuracy(program):
+    return (program(X).argmax(1) == Y).mean()
 
-def broken(predict):
-    return predict(X)[1]
+def broken(program):
+    return program(X)[len(X)]
 """
 
 
@@ -108,7 +108,7 @@ FAILURES = [
     ((*QUANTISED[:-1], "date.py:batches"), "there is no file date.py"),
     ((*QUANTISED[:-1], "data.py:batchs"), "data.py has no function 'batchs'\nhint: did you mean 'batches'?"),
     ((*QUANTISED[:-1], "m.ir:batches"), "m.ir is not a Python file"),
-    ((*QUANTISED, "--metric", "data.py:broken"), "the metric failed: IndexError: list index out of range"),
+    ((*QUANTISED, "--metric", "data.py:broken"), "the metric failed: IndexError: index 96 is out of bounds"),
     ((*QUANTISED, "--match", "frist"), "has no value 'frist'"),
     ((*QUANTISED, "--match", "first=much"), "--match 'first=much': 'much' is not a number"),
     ((*QUANTISED, "--freeze", "w_third*"), "no parameter is called 'w_third*'"),

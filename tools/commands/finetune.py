@@ -46,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_calibration_option(parser)
     parser.add_argument("--teacher", metavar="MODEL", help="a float model to follow; with --quantize, the model itself")
     parser.add_argument("--loss", choices=LOSSES, help="the teacher's outputs, or labels alone (default: as is given)")
-    metric = "FILE.py:FUNCTION(predict) -> score, more is better; predict(*arrays) gives the results as they are now"
+    metric = (
+        "FILE.py:FUNCTION(program) -> score, more is better; program(*arrays) runs the model as it is; runs your file"
+    )
     parser.add_argument("--metric", metavar="METRIC", help=metric)
     parser.add_argument("--held-out", metavar="DATA", help="batches whose loss decides, where there is no --metric")
     _add_distillation(parser)

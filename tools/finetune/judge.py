@@ -19,8 +19,7 @@ from secateur.tools.finetune.data import Source, Tensors, check_batch_size, epoc
 from secateur.tools.finetune.objectives import Objective
 from secateur.tools.functions import blaming
 
-Predict = Callable[..., list[np.ndarray]]
-Metric = Callable[[Predict], float]
+Metric = Callable[[Callable[..., Any]], float]
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Judge:
 
     Attributes:
         graph: whose outputs count; the module may have further ones, to watch.
-        metric: called with `predict`; without one, the score is minus the mean loss.
+        metric: called with `program`; without one, the score is minus the mean loss.
         held_out: batches for that; at most `limit` of them, or all where that is 0.
     """
 
@@ -51,11 +50,13 @@ class Judge:
             self._sizes.add(size)
         return inputs, extra
 
-    def predict(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """The graph's outputs as they are now, for inputs at any batch size."""
+    def program(self, *arrays: Any) -> Any:
+        """The model as it is now, to be called as a compiled one, but at any batch size: one result is returned bare,
+        several as a tuple of arrays."""
         inputs, _ = self.fitting([to_torch(np.asarray(array)) for array in arrays], "the metric's batch")
         with torch.no_grad():
-            return [to_numpy(x) for x in self.module(*inputs)[: len(self.graph.outputs)]]
+            results = [to_numpy(x) for x in self.module(*inputs)[: len(self.graph.outputs)]]
+        return results[0] if len(results) == 1 else tuple(results)
 
     def score(self) -> float:
         """The score of the values as they are; what it draws at random does not disturb the training.
@@ -72,7 +73,7 @@ class Judge:
 
     def _metric(self, metric: Metric) -> float:
         with blaming("the metric"):
-            score = metric(self.predict)
+            score = metric(self.program)
         try:
             return float(score)
         except (TypeError, ValueError):

@@ -130,7 +130,7 @@ def finetune(
         batches: an iterable that can be repeated, or a function that gives one, called with the number of the
             epoch if it takes an argument. A batch is the graph's inputs, then labels if the objective wants them;
             its size may differ from the graph's.
-        metric: called with `predict(*arrays) -> arrays`; its score, more is better, decides what is kept.
+        metric: called with the model as a function of arrays; its score, more is better, decides what is kept.
         held_out: batches whose mean loss decides where there is no metric; by default the first few of training.
         masters: float weights by name, see `trainable`.
         hooks: callbacks, progress and checkpoints. A run that is resumed ends as one that was never interrupted,
