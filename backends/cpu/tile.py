@@ -27,6 +27,7 @@ _STEP_OVERHEAD = 0.5
 _LOAD = 0.02
 _TILE_OVERHEAD = 30.0
 SINGLE = Dot.plain(DType.F32)
+BYTES = (DType.I8, DType.U8)
 _SLOW = frozenset({"exp", "log", "expm1", "log1p", "tanh", "erf", "pow", "sin", "cos", "tan", "div", "sqrt"})
 
 
@@ -193,33 +194,75 @@ class Epilogue:
             for i, (value, name, _) in enumerate(self.reads[: len(self.pointers)])
         ]
 
-    def apply(self, accumulator: str, at: dict[str, str], count: str, suffix: str = "") -> tuple[list[str], str]:
+    def before(self, vectors: int, columns: int, lanes: int) -> list[str]:
+        """Loads of what is the same in every row, for `apply` to use: the compiler cannot tell that stores keep it."""
+        lines = []
+        for value, name, kind in self.reads:
+            for j in range({"scalar": 1, "channel": vectors, "full": 0}[kind] if name != "bias" else 0):
+                valid = min(lanes, columns - j * lanes)
+                if valid > 0:
+                    count = "LANES" if valid == lanes else str(valid)
+                    lines.append(self._load(value, name, kind, f"{j} * LANES", count, f"{name}_{j}"))
+        return lines
+
+    def _load(self, value: Value, name: str, kind: str, at: str, count: str, into: str) -> str:
+        dtype = value.type.dtype
+        if kind == "scalar":
+            loaded = f"gather_{dtype}({name}, 0, LANES)"
+        elif count == "LANES" or self.padded_channel(value, kind):
+            loaded = f"load_{dtype}({name} + {at})"
+        else:
+            loaded = f"loadn_{dtype}({name} + {at}, {count})"
+        return f"const __auto_type {into} = {from_memory(loaded, dtype)};"
+
+    def apply(
+        self,
+        accumulator: str,
+        at: dict[str, str],
+        count: str,
+        suffix: str = "",
+        loaded: dict[str, str] | None = None,
+        clip: bool = True,
+    ) -> tuple[list[str], str]:
         """Statements that turn an accumulator into the value to store, and that value.
 
         Args:
             at: where operands of kind `channel` and `full` are read, relative to their pointers.
             count: LANES, or how many elements are valid.
+            loaded: suffixes of what `before` has loaded, by kind.
+            clip: whether to do what `clipped` says is done last.
         """
         names: dict[Value, str] = {}
         lines = []
         for value, name, kind in self.reads:
             if name == "bias":
                 continue
-            dtype = value.type.dtype
-            if kind == "scalar":
-                loaded = f"gather_{dtype}({name}, 0, LANES)"
-            elif count == "LANES" or self.padded_channel(value, kind):
-                loaded = f"load_{dtype}({name} + {at[kind]})"
-            else:
-                loaded = f"loadn_{dtype}({name} + {at[kind]}, {count})"
+            if loaded and kind in loaded:
+                names[value] = f"{name}_{loaded[kind]}"
+                continue
             names[value] = f"{name}_{suffix}"
-            lines.append(f"const __auto_type {names[value]} = {from_memory(loaded, dtype)};")
+            lines.append(self._load(value, name, kind, at.get(kind, ""), count, names[value]))
         names[self.job.anchor.result] = accumulator
         writer = BodyWriter(names, prefix=f"t{suffix}_")
+        last = None if clip else self.clipped
         for op in self.job.epilogue:
+            if op is last:
+                value_of = writer.unclipped(op)
+                return [*lines, *writer.lines], value_of
             writer.op(op)
         final = self.job.body.outputs[0] if self.job.body else self.job.anchor.result
         return [*lines, *writer.lines], writer.names[final]
+
+    @property
+    def clipped(self) -> Op | None:
+        """The last operation, where all it does in the end is to clip 32 bits to 8."""
+        ops = [op for op in self.job.epilogue if op.name != "constant"]
+        body = self.job.body
+        if not ops or not body or body.outputs[0] is not ops[-1].result or ops[-1].result.type.dtype not in BYTES:
+            return None
+        expr = lookup(ops[-1].name).expr
+        wide = ops[-1].operands[0].type.dtype is DType.I32
+        return ops[-1] if expr is not None and expr.op == "saturate" and wide else None
 
 
 def operands_of(ops: Sequence[Op], anchor: Op) -> list[Value]:
@@ -348,25 +391,34 @@ class TileCode:
             lines.append(f"UNROLL for (int i = 0; i < {rows}; i++) {{")
             lines += [f"store_{self.dot.sum}(t[i] + {j} * LANES, c[i][{j}]);" for j in range(self.vectors)]
             lines += ["}", '_Pragma("GCC unroll 1")']
-        lines.append(f"{'' if heavy else 'UNROLL '}for (int i = 0; i < {rows}; i++) {{")
-        for j in range(self.vectors):
+        before = self.epilogue.before(self.vectors, columns, lanes) if self.epilogue else []
+        lines = [*before, *lines, f"{'' if heavy else 'UNROLL '}for (int i = 0; i < {rows}; i++) {{"]
+        paired = self.epilogue is not None and self.epilogue.clipped is not None
+        j = 0
+        while j < self.vectors and columns > j * lanes:
             valid = min(lanes, columns - j * lanes)
-            if valid <= 0:
-                break
-            accumulator = f"r{j}"
-            source = f"load_{self.dot.sum}(t[i] + {j} * LANES)" if heavy else f"c[i][{j}]"
-            lines.append(f"const v_{self.dot.sum} {accumulator} = {source};")
-            count = "LANES" if valid == lanes else str(valid)
-            written: list[str] = []
-            value = accumulator
-            if self.epilogue:
-                written, value = self.epilogue.apply(
-                    accumulator, {"channel": f"{j} * LANES", "full": f"i * {self.ldo}L + {j} * LANES"}, count, str(j)
-                )
-            stored = to_memory(value, into)
             target = f"o + i * {self.ldo}L + {j} * LANES"
-            call = (
-                f"store_{into}({target}, {stored})" if valid == lanes else f"storen_{into}({target}, {stored}, {valid})"
+            if paired and columns >= (j + 2) * lanes:
+                values = [self._value(lines, k, "LANES", heavy, clip=False) for k in (j, j + 1)]
+                lines.append(f"store_pair_{into}({target}, {', '.join(values)});")
+                j += 2
+                continue
+            stored = to_memory(self._value(lines, j, "LANES" if valid == lanes else str(valid), heavy), into)
+            whole = valid == lanes
+            lines.append(
+                f"store_{into}({target}, {stored});" if whole else f"storen_{into}({target}, {stored}, {valid});"
             )
-            lines += [*written, f"{call};"]
+            j += 1
         return [*lines, "}"]
+
+    def _value(self, lines: list[str], j: int, count: str, heavy: bool, clip: bool = True) -> str:
+        """Add the statements that compute vector `j` of row `i`; returns its name."""
+        source = f"load_{self.dot.sum}(t[i] + {j} * LANES)" if heavy else f"c[i][{j}]"
+        lines.append(f"const v_{self.dot.sum} r{j} = {source};")
+        if self.epilogue is None:
+            return f"r{j}"
+        at = {"full": f"i * {self.ldo}L + {j} * LANES"}
+        loaded = {"scalar": "0", "channel": str(j)}
+        written, value = self.epilogue.apply(f"r{j}", at, count, str(j), loaded, clip)
+        lines += written
+        return value

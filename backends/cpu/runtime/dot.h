@@ -65,4 +65,40 @@ INLINE v_f32 nibble_f32(v_i32 words, const int n) {
 #endif
 }
 
+/* Two vectors clipped to 8 bits and stored side by side. Packing works within quarters of a register, which
+ * leaves groups of four results in the order a0 b0 .. a1 b1 .. */
+#if VECTOR_BYTES == 64 && defined(__AVX512BW__)
+#define STORE_PAIR(S, pack)                                                                        \
+    INLINE void store_pair_##S(void *o, v_i32 a, v_i32 b) {                                        \
+        const __m512i words = _mm512_packs_epi32((__m512i)a, (__m512i)b);                          \
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13); \
+        const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_##pack##_epi16(words, words)); \
+        _mm256_storeu_si256(o, _mm512_castsi512_si256(bytes));                                     \
+    }
+STORE_PAIR(u8, packus) STORE_PAIR(i8, packs)
+#elif VECTOR_BYTES == 32 && defined(__AVX2__)
+#define STORE_PAIR(S, pack)                                                                        \
+    INLINE void store_pair_##S(void *o, v_i32 a, v_i32 b) {                                        \
+        const __m256i words = _mm256_packs_epi32((__m256i)a, (__m256i)b);                          \
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);                           \
+        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_##pack##_epi16(words, words), order); \
+        _mm_storeu_si128(o, _mm256_castsi256_si128(bytes));                                        \
+    }
+STORE_PAIR(u8, packus) STORE_PAIR(i8, packs)
+#elif VECTOR_BYTES == 16 && defined(__SSE2__)
+#define STORE_PAIR(S, pack)                                                                        \
+    INLINE void store_pair_##S(void *o, v_i32 a, v_i32 b) {                                        \
+        const __m128i words = _mm_packs_epi32((__m128i)a, (__m128i)b);                             \
+        _mm_storeu_si64(o, _mm_##pack##_epi16(words, words));                                      \
+    }
+STORE_PAIR(u8, packus) STORE_PAIR(i8, packs)
+#else
+#define STORE_PAIR(S)                                                                              \
+    INLINE void store_pair_##S(void *o, v_i32 a, v_i32 b) {                                        \
+        store_##S(o, saturate_i32_##S(a));                                                         \
+        store_##S((char *)o + LANES, saturate_i32_##S(b));                                         \
+    }
+STORE_PAIR(u8) STORE_PAIR(i8)
+#endif
+
 #endif
