@@ -293,3 +293,21 @@ def test_reductions_with_what_is_around_them(target: str) -> None:
                 outputs.append(b.rescale(total, number(1234567890), number(9, DType.I8), shift=42))
     graph = assert_exact(b, outputs, inputs, target)
     assert set(chosen(graph, target)) == {"reduce"}
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_movement(target: str) -> None:
+    """Transposes, concatenations and padding of small integers; pooling over the whole range of a type."""
+    rng = np.random.default_rng(SEED)
+    b = Builder.graph("movement")
+    inputs, outputs = [], []
+    for dtype in (DType.U8, DType.I8, DType.I16):
+        for shape in ((1, 5, 6, 48), (2, 3, 17, 3), (1, 40, 1, 130)):
+            inputs.append(limits_of(dtype, shape, rng))
+            x = b.into.add_input(TensorType.of(inputs[-1]))
+            outputs += [b.transpose(x, perm=perm) for perm in ((0, 2, 1, 3), (0, 3, 1, 2), (3, 2, 1, 0))]
+            outputs += [b.concat(x, x, axis=axis) for axis in range(4)]
+            outputs.append(b.pad(x, low=(0, 1, 2, 0), high=(0, 2, 0, 3), interior=(0, 0, 1, 0), value=7))
+            window = {"kernel": (3, 1), "stride": (2, 1), "padding": (1, 0, 1, 0), "dilation": (1, 1)}
+            outputs.append(b.max_pool(x, channels_last=True, **window))
+    assert_exact(b, outputs, inputs, target)

@@ -100,6 +100,8 @@ class _Nest:
         if self.chunks > 1:
             lines.append(f"const long n = first + {self.chunk} <= {size} ? {self.chunk} : {size % self.chunk};")
             limit = "n"
+        if self.raw and all(walk[-1] == 1 for walk in self.strides):
+            return [*lines, f"memcpy(x1, x0, (size_t){limit} * sizeof *x1);"]
         if size >= self.lanes:
             lines += [f"long i = 0; for (; i + LANES <= {limit}; i += LANES) {{", *self._body("LANES"), "}"]
         else:
