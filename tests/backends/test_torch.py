@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.backends.torch.lower import run, to_module, to_numpy, to_torch
+from secateur.backends.torch.lower import executor, run, to_module, to_numpy, to_torch
 from secateur.ir.builder import Builder
 from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Op
@@ -30,6 +30,19 @@ def test_module_computes_the_graph() -> None:
     x = np.random.default_rng().standard_normal((3, 8)).astype(np.float32)
     for actual, expected in zip(run(graph, to_torch(x)), interpret(graph, x), strict=True):
         np.testing.assert_allclose(to_numpy(actual), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_executor_runs_on_arrays() -> None:
+    """Results are the caller's: a later run leaves them alone."""
+    graph = mlp()
+    run = executor(graph)
+    a, b = (np.random.default_rng().standard_normal((3, 8)).astype(np.float32) for _ in range(2))
+    first = run(a)
+    kept = [array.copy() for array in first]
+    run(b)
+    for actual, wanted, expected in zip(first, kept, interpret(graph, a), strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_named_floats_are_parameters_that_can_learn() -> None:

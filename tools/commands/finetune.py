@@ -115,13 +115,15 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
 
 def _quantized(graph: Graph, data: Any, args: argparse.Namespace, ui: Ui) -> tuple[Graph, Graph]:
     """The model after post-training quantisation, and the float one behind it, repaired."""
+    from secateur.backends.torch.lower import executor
+
     graph = secateur.optimize(graph)
     if args.calibration:
         source = calibration_source(args.calibration, input_specs(graph), args.seed)
     else:
         source = list(_calibration(graph, data, args.seed))
     with ui.progress() as progress:
-        made = quantize(graph, source, args.quantize, progress=progress)
+        made = quantize(graph, source, args.quantize, run=executor, progress=progress)
     return made.graph, made.attempt.graph
 
 
