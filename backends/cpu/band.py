@@ -13,7 +13,7 @@ from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.dot import Dot, choose_dot
 from secateur.backends.cpu.kernel import Job
 from secateur.backends.cpu.target import Target
-from secateur.backends.cpu.tile import Tiling, choose_tiling, row_stride_conflicts
+from secateur.backends.cpu.tiling import Tiling, choose_tiling, row_stride_conflicts
 from secateur.backends.cpu.views import View, collapse
 
 LINE = 64  # bytes of a cache line

@@ -5,7 +5,8 @@ from __future__ import annotations
 from secateur.backends.cpu.cexpr import CTYPE, from_memory, literal
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.matmul import pack_panel, strided_offset
-from secateur.backends.cpu.tile import SINGLE, TileCode, Tiling, choose_tiling
+from secateur.backends.cpu.tile import TileCode
+from secateur.backends.cpu.tiling import SINGLE, Tiling, choose_tiling
 from secateur.backends.cpu.views import View
 from secateur.ir.types import DType, numel
 

@@ -15,7 +15,8 @@ from secateur.backends.cpu.band import Problem, Source, copy_band, copy_row, pro
 from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.target import Target
-from secateur.backends.cpu.tile import Epilogue, TileCode, Tiling, check_epilogue
+from secateur.backends.cpu.tile import Epilogue, TileCode, check_epilogue
+from secateur.backends.cpu.tiling import Tiling
 from secateur.backends.cpu.views import View
 from secateur.ir.graph import Value
 from secateur.ir.types import DType

@@ -15,7 +15,8 @@ import numpy as np
 from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.target import Target
-from secateur.backends.cpu.tile import SINGLE, Epilogue, TileCode, Tiling, check_epilogue, functions_for
+from secateur.backends.cpu.tile import Epilogue, TileCode, check_epilogue
+from secateur.backends.cpu.tiling import SINGLE, Tiling, functions_for
 from secateur.ir.types import DType, numel
 
 WORD = 8  # 4-bit weights in a word

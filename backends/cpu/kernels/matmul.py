@@ -9,7 +9,8 @@ from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.dot import Dot, choose_dot
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.gemm import DTYPES
-from secateur.backends.cpu.tile import Epilogue, TileCode, Tiling, check_epilogue, choose_tiling, row_stride_conflicts
+from secateur.backends.cpu.tile import Epilogue, TileCode, check_epilogue
+from secateur.backends.cpu.tiling import Tiling, choose_tiling, row_stride_conflicts
 from secateur.backends.cpu.views import View
 from secateur.ir.graph import Op
 from secateur.ir.types import numel
