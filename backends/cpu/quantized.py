@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from secateur.ir.diagnostics import CompileError, Span
-from secateur.ir.graph import Graph
+from secateur.ir.graph import Graph, Op
 from secateur.ir.interpret import run as interpret
 from secateur.ir.opdef import lookup
 from secateur.passes.quantize import Recipe, quantize, recipe_of
@@ -19,7 +20,8 @@ Progress: TypeAlias = Callable[[str, float], None]
 Compile: TypeAlias = Callable[[Graph], Callable[..., Any]]
 Execute: TypeAlias = Callable[..., Sequence[np.ndarray]]
 
-PRODUCTS = ("conv", "linear", "matmul", "attention", "attention_integer")
+GROUPED = "linear_grouped"
+PRODUCTS = ("conv", "linear", "matmul", "attention", "attention_integer", GROUPED)
 SMALL = 500_000_000  # floating point operations that the interpreter is done with before a compiler has started
 
 
@@ -83,12 +85,17 @@ def lowered(graph: Graph) -> dict[str, Any]:
 
     Returns:
         `conversions`: how often values go between integers and floats; `products`: how many convolutions, linear
-        layers, matrix products and attentions work in integers, and how many in floats.
+        layers, matrix products and attentions work in integers, have integer weights alone, or work in floats.
     """
     ops = list(graph.walk())
-    products = [op for op in ops if op.name in PRODUCTS]
-    in_integers = sum(not op.operands[0].type.dtype.is_float for op in products)
+    kinds = Counter(_kind(op) for op in ops if op.name in PRODUCTS)
     return {
         "conversions": sum(op.name in ("quantize", "dequantize") for op in ops),
-        "products": {"integer": in_integers, "float": len(products) - in_integers},
+        "products": {kind: kinds[kind] for kind in ("integer", "weights", "float")},
     }
+
+
+def _kind(op: Op) -> str:
+    if not op.operands[0].type.dtype.is_float:
+        return "integer"
+    return "weights" if op.name == GROUPED else "float"

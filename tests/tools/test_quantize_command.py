@@ -92,7 +92,7 @@ def test_the_written_model_compiles_and_is_close(folder: Path, capsys: pytest.Ca
     assert len(graph.find("quantize")) >= 4
     x = np.load(folder / "held_out.npz")["x"][0]
     program = secateur.compile(graph, threads=1)
-    assert program.report()["quantization"]["products"] == {"integer": 4, "float": 0}
+    assert program.report()["quantization"]["products"] == {"integer": 4, "weights": 0, "float": 0}
     expected = secateur.interpret(network(), x)[0]
     assert np.linalg.norm(program(x) - expected) < 0.05 * np.linalg.norm(expected)
 
@@ -192,6 +192,16 @@ def test_options_that_make_no_sense(
     monkeypatch.chdir(folder)
     assert main(["quantize", "m.ir", *options]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_weights_alone_need_no_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = str(folder / "m.ir"), str(folder / "q.ir")
+    assert main(["quantize", model, "--recipe", "weights-int8", "-o", out]) == 0
+    assert "4 operations quantised" in capsys.readouterr().out
+    assert main(["compile", model, "--quantize", "weights-int8", "-o", str(folder / "artefact"), "--threads", "1"]) == 0
+    assert "in integers 0, in floats 4 (4 of them with integer weights)" in " ".join(capsys.readouterr().out.split())
+    assert main(["quantize", model, "--recipe", "weights-int8", "--report"]) == 1
+    assert "what real inputs look like" in capsys.readouterr().err
 
 
 def test_calibration_by_a_function_and_at_random(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,10 +134,11 @@ def quantization_line(record: dict[str, Any]) -> str:
     """How much of a model works in integers, how often it goes between them and floats, and what that does to it."""
     products = record["products"]
     text = (
-        f"products in integers {products['integer']}, in floats {products['float']}; "
+        f"products in integers {products['integer']}, in floats {products['float'] + products['weights']} "
+        f"({products['weights']} of them with integer weights); "
         f"{record['conversions']} conversions between the two"
     )
-    if "error" in record:
+    if record.get("error"):
         text += f"; {error_line(record)}"
     return text
 

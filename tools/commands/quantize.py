@@ -105,8 +105,10 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     metric = load_function(args.metric) if args.metric else None
     graph = optimize(open_graph(args.model, ui), settings(args).pipeline)
     name_operations(graph)
-    source = calibration_source(args.calibration, input_specs(graph), args.seed)
-    batches = open_batches(source, graph, limit=recipe.batches, seed=recipe.seed)
+    batches = None
+    if args.calibration:
+        source = calibration_source(args.calibration, input_specs(graph), args.seed)
+        batches = open_batches(source, graph, limit=recipe.batches, seed=recipe.seed)
     if args.calibration == RANDOM:
         ui.note(RANDOM_NOTE.format(seed=args.seed))
     result = quantized(graph, batches, recipe, metric, args, ui)
@@ -121,9 +123,6 @@ def recipe_for(args: argparse.Namespace) -> Recipe:
     Raises:
         CompileError: options that do not go together.
     """
-    if not args.calibration:
-        hint = "give --calibration DATA, or for a trial without data --calibration random"
-        raise CompileError("quantisation needs to know what real inputs look like", hint=hint)
     if not (args.output or args.report or args.delta is not None):
         raise CompileError("nothing is asked for", hint="-o OUT.ir writes the model, --report names the culprits")
     if (args.delta is None) != (args.metric is None):
@@ -136,7 +135,11 @@ def recipe_for(args: argparse.Namespace) -> Recipe:
         if not equals or not pattern:
             raise CompileError(f"--override {text!r} is not PATTERN=SCHEME", hint="e.g. 'classifier=float'")
         overrides[pattern] = scheme
-    return recipe_of(args.recipe, overrides=overrides, **changes)
+    recipe = recipe_of(args.recipe, overrides=overrides, **changes)
+    if not args.calibration and (recipe.activations != "none" or args.report or args.metric):
+        hint = "give --calibration DATA; --calibration random is for trials; --recipe weights-int8 -o needs none"
+        raise CompileError("quantisation needs to know what real inputs look like", hint=hint)
+    return recipe
 
 
 def quantized(
@@ -230,7 +233,7 @@ def _shown(result: Result, args: argparse.Namespace) -> list[Any]:
     repairs = ", ".join(entry["name"] for entry in report["repairs"][1:] if entry["kept"]) or "none"
     shown.append(
         f"{len(report['ops']) - len(floats)} operations quantised, {len(floats)} stay float; repairs that helped: "
-        f"{repairs}; {error_line(report)}, over {report['batches']} batches"
+        f"{repairs}" + (f"; {error_line(report)}, over {report['batches']} batches" if report["error"] else "")
     )
     return shown
 
