@@ -19,19 +19,38 @@ UNITS = 16  # units wanted, so that threads share evenly
 class Grid:
     """How rows are cut: runs of `length` rows into `count` tiles of `height`; the last one begins early.
 
-    So no tile reads beyond its run, and `skip` of its rows are the neighbour's.
+    So no tile reads beyond its run, and `skip` of its rows are the neighbour's. A run is a row of the image, or
+    with `flat` all of them. `gathered`: all that a pixel of the result reads is copied side by side first, for
+    rows of the image so short that tiles would be mostly empty.
     """
 
     length: int
     count: int
     height: int
     panels: int
+    flat: bool = True
+    gathered: bool = False
 
     @staticmethod
     def of(item: Problem) -> Grid:
-        length = item.images * item.out_height * item.out_width if item.flat else item.out_width
+        panels, rows = -(-item.columns // PANEL), item.images * item.out_height
+        whole = Grid._cut(rows * item.out_width, panels, True, not item.flat)
+        if item.flat:
+            return whole
+        lines = Grid._cut(item.out_width, panels, False, False)
+        gain = rows * lines.count * lines.tile_cycles - whole.count * whole.tile_cycles
+        copies = item.kernel[0] * item.kernel[1] * item.channels / 64 / panels
+        return whole if item.groups == 1 and gain > 0.2 * whole.count * (whole.tile_cycles + copies) else lines
+
+    @staticmethod
+    def _cut(length: int, panels: int, flat: bool, gathered: bool) -> Grid:
         count = -(-length // ROWS)
-        return Grid(length, count, -(-length // count), -(-item.columns // PANEL))
+        return Grid(length, count, -(-length // count), panels, flat, gathered)
+
+    @property
+    def tile_cycles(self) -> float:
+        """Of a step, measured on Sapphire Rapids: lower tiles still wait for the same loads of the right side."""
+        return max(2 * self.height + 2, 22 + 0.8 * self.height)
 
     @property
     def skip(self) -> int:
@@ -60,12 +79,12 @@ class Units:
     def of(item: Problem, grid: Grid, target: Target) -> Units:
         weights = item.depth * item.columns
         activations = item.images * item.height * item.width * item.group_channels
-        rows, outer = (grid.count, 1) if item.flat else (item.out_height, item.images * item.groups)
+        rows, outer = (grid.count, 1) if grid.flat else (item.out_height, item.images * item.groups)
         if weights > max(activations, target.l2_bytes // 4) and grid.panels > 1:
             return Units(1, rows, min(grid.panels, UNITS))
         wanted = max(UNITS // 2 // outer, -(-activations // item.images // BAND_BYTES), 1)
         band = -(-rows // wanted)
-        band += band % 2 if item.flat or grid.count % 2 else 0  # tiles go in pairs
+        band += band % 2 if grid.flat or grid.count % 2 else 0  # tiles go in pairs
         bands = -(-rows // band)
         return Units(bands, band, min(grid.panels, -(-UNITS // (bands * outer))))
 

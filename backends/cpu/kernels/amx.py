@@ -14,13 +14,22 @@ from functools import cached_property
 
 import numpy as np
 
-from secateur.backends.cpu.band import Problem, Source, copy_band, copy_row, packed_source, problem, source_of
-from secateur.backends.cpu.blocks import COLUMNS, DEPTH, PANEL, Grid, Steps, Units, pack_tiles
+from secateur.backends.cpu.band import (
+    Problem,
+    Source,
+    copy_band,
+    copy_elements,
+    copy_row,
+    packed_source,
+    problem,
+    source_of,
+)
+from secateur.backends.cpu.blockcode import BlockCode
+from secateur.backends.cpu.blocks import COLUMNS, PANEL, Grid, Steps, Units, pack_tiles
 from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.dot import Dot
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.gemm import GEMM, weight_matrices
-from secateur.backends.cpu.sums import SumsCode
 from secateur.backends.cpu.tile import Epilogue
 from secateur.ir.types import DType
 
@@ -47,8 +56,10 @@ def tile_problem(job: Job) -> Problem:
     return replace(problem(job), dot=Dot(left, left, right, DType.I32, 4))
 
 
-def _reading(job: Job, item: Problem) -> tuple[Source, Steps]:
-    # A tile takes whole lines of its rows: it does not matter whether they stay in the first-level cache.
+def _reading(job: Job, item: Problem, grid: Grid) -> tuple[Source, Steps]:
+    """How the left side is read; a tile takes whole lines of its rows, so their places in the cache do not matter."""
+    if grid.gathered:
+        return Source(True, item.depth, 0, (), item.depth), Steps.of(item.depth)
     source = source_of(job, item, 1)
     steps = None if source.packed else Steps.exact(source.run)
     if steps is None:
@@ -59,7 +70,8 @@ def _reading(job: Job, item: Problem) -> tuple[Source, Steps]:
 
 def _cost(job: Job) -> float:
     item = tile_problem(job)
-    grid, run = Grid.of(item), item.group_channels * (1 if item.flat else item.kernel[1])
+    grid = Grid.of(item)
+    run = item.depth if grid.flat else item.group_channels * item.kernel[1]
     steps = Steps.of(run)
     count = steps.count * item.depth // run
     wide = 1 if item.columns <= COLUMNS else 2
@@ -69,7 +81,7 @@ def _cost(job: Job) -> float:
         step = max(rows * wide * height, _LOAD_ROW * (rows * height + wide * right), _STEP_LEAST / 2 * rows)
         return step * count + _STORE * rows * wide * height + _BLOCK
 
-    tiles = grid.count if item.flat else grid.count * item.images * item.out_height
+    tiles = grid.count if grid.flat else grid.count * item.images * item.out_height
     return _ISSUE * (tiles // 2 * block(2) + tiles % 2 * block(1)) * grid.panels * item.groups + 300.0
 
 
@@ -81,18 +93,20 @@ def _epilogue(job: Job) -> Epilogue:
 
 def _emit(job: Job) -> Kernel:
     item = tile_problem(job)
-    writer = _Writer(job, item, Grid.of(item), *_reading(job, item), _epilogue(job))
+    grid = Grid.of(item)
+    units = Units.of(item, grid, job.target)
+    writer = _Writer(job, item, grid, units, *_reading(job, item, grid), _epilogue(job))
     padded = writer.steps.count * writer.steps.bytes
     matrices = weight_matrices(job, item, writer.source.run, padded)
     weights = np.stack([pack_tiles(matrix, writer.steps) for matrix in matrices])
     anchor_input = job.position(job.anchor.operands[0])
     assert anchor_input is not None
     args = (anchor_input, weights, ("result", 0), *(pointer for _, pointer in writer.epilogue.pointers))
-    units = item.groups * (1 if item.flat else item.images) * writer.units.bands * writer.units.columns
+    tasks = item.groups * (1 if grid.flat else item.images) * units.bands * units.columns
     inplace = tuple(p for p in writer.epilogue.full_operands(job.result_type.dtype) if p != anchor_input)
-    reads = "packed" if writer.source.packed else "direct"
+    reads = "gathered" if grid.gathered else "packed" if writer.source.packed else "direct"
     note = f"{writer.grid.height}x{PANEL} AMX tiles, K {item.depth} by {writer.steps.bytes}, {reads} input"
-    return Kernel(writer.code(), args, units, writer.scratch(), inplace, note)
+    return Kernel(writer.code(), args, tasks, writer.scratch(), inplace, note)
 
 
 @dataclass(frozen=True)
@@ -102,21 +116,21 @@ class _Writer:
     job: Job
     item: Problem
     grid: Grid
+    units: Units
     source: Source
     steps: Steps
     epilogue: Epilogue
 
     @cached_property
-    def units(self) -> Units:
-        return Units.of(self.item, self.grid, self.job.target)
-
-    @cached_property
-    def sums(self) -> SumsCode:
-        return SumsCode(self.epilogue, self.job.result_type.dtype, self.item.columns * self.item.groups)
+    def blocks(self) -> BlockCode:
+        item, result = self.item, self.job.result_type.dtype
+        ldo, lanes = item.columns * item.groups, self.job.target.lanes
+        parts = (item.dot, self.source, self.steps, self.lda, self.grid.height, self.epilogue)
+        return BlockCode(*parts, result, ldo, lanes)
 
     @property
     def lda(self) -> int:
-        return self.source.pixel * (1 if self.item.flat else self.item.stride[1])
+        return self.source.pixel * (1 if self.grid.flat else self.item.stride[1])
 
     @property
     def last(self) -> int:
@@ -128,50 +142,18 @@ class _Writer:
         if not self.source.packed:
             return 0
         item, rows = self.item, self.units.rows
-        if item.flat:
+        if self.grid.flat:
             return rows * self.grid.height * self.source.pixel + SLACK
         reach = (rows - 1) * item.stride[0] + (item.kernel[0] - 1) * item.dilation[0] + 1
         return reach * self.source.row + SLACK
 
     def code(self) -> str:
-        widths = dict.fromkeys([PANEL] * (self.grid.panels > 1) + [self.last])
-        functions = []
-        for columns in widths:
-            tiles = -(-columns // COLUMNS)
-            functions += [self.block(rows, tiles) for rows in (1, 2)]
-            functions.append(self.sums.function(f"NAME_rows{columns}", columns, tiles * COLUMNS, self.job.target.lanes))
-        return "\n\n".join([*dict.fromkeys(functions), self.kernel()])
+        functions = [text for columns in self._kinds() for text in self.blocks.functions(columns)]
+        return "\n\n".join([*functions, self.kernel()])
 
-    def block(self, rows: int, tiles: int) -> str:
-        """A function that stores the sums of `rows` x `tiles` tiles to `t`, row by row."""
-        item, steps, bias = self.item, self.steps, self.epilogue.bias
-        left, right = CTYPE[item.dot.left], CTYPE[item.dot.right]
-        pointers = "".join(f", const {left} *x{i}" for i in range(rows))
-        lines = [f"INLINE void NAME_block{rows}{tiles}(const {right} *b, const int32_t *bias, int32_t *t{pointers}) {{"]
-        for i in range(rows):
-            for j in range(tiles):
-                start = f"_tile_loadd({2 * i + j}, bias + {j * COLUMNS}, 0);" if bias else f"_tile_zero({2 * i + j});"
-                lines.append(start)
-        offset = ["k"]
-        for depth, (count, stride) in enumerate(self.source.taps):
-            lines.append(f"for (long y{depth} = 0; y{depth} < {count * stride}L; y{depth} += {stride}L) {{")
-            offset.append(f"y{depth}")
-        size, tile = steps.bytes, steps.bytes * COLUMNS
-        lines.append(f"for (long k = 0; k < {steps.count * size}; k += {size}, b += {tiles * tile}) {{")
-        signs = "".join("u" if dtype is DType.U8 else "s" for dtype in (item.dot.left, item.dot.right))
-        for i in range(rows):
-            lines.append(f"_tile_loadd({4 + i}, x{i} + {' + '.join(offset)}, {self.lda});")
-            for j in range(tiles):
-                if i == 0:
-                    lines.append(f"_tile_loadd({6 + j}, b + {j * tile}, {DEPTH});")
-                lines.append(f"_tile_dpb{signs}d({2 * i + j}, {4 + i}, {6 + j});")
-        lines += ["}"] * (1 + len(self.source.taps))
-        width = tiles * COLUMNS
-        for i in range(rows):
-            for j in range(tiles):
-                at = i * self.grid.height * width + j * COLUMNS
-                lines.append(f"_tile_stored({2 * i + j}, t + {at}, {4 * width});")
-        return "\n".join([*lines, "}"])
+    def _kinds(self) -> list[int]:
+        """Columns of the panels: of all, and of the last one where it has less."""
+        return [PANEL, self.last] if self.grid.panels > 1 and self.last < PANEL else [self.last]
 
     def kernel(self) -> str:
         item, column_groups = self.item, self.units.columns
@@ -182,7 +164,9 @@ class _Writer:
             f"const {CTYPE[item.dot.right]} *w = p[1];",
             f"{result} *o = ({result} *)p[2];",
             *self.epilogue.declare(3),
-            f"int32_t sums[{2 * self.grid.height * PANEL}] __attribute__((aligned(64)));",
+            f"int32_t sums[{2 * self._size}] __attribute__((aligned(64)));  // of two blocks in turns",
+            "struct waiting done = {0};",
+            "long half = 0;",
             "(void)scratch;",
         ]
         if self.source.packed:
@@ -191,12 +175,29 @@ class _Writer:
             f"configure_tiles({self.grid.height}, {self.steps.bytes});",
             "for (long u = begin; u < end; u++) {",
             f"const long q = u % {column_groups}, part = u / {column_groups};",
-            *(self._flat() if item.flat else self._spatial()),
+            *(self._flat() if self.grid.flat else self._spatial()),
             "}",
             "_tile_release();",
+            *self._finish(),
             "}",
         ]
         return "\n".join(lines)
+
+    @property
+    def _size(self) -> int:
+        """Sums of one block."""
+        return 2 * self.grid.height * PANEL
+
+    def _finish(self) -> list[str]:
+        """The epilogue of the last block."""
+        kinds = [f"NAME_rest_{columns}({self.blocks.waiting('done')});" for columns in self._kinds()]
+        return kinds if len(kinds) == 1 else [f"if (done.kind) {kinds[1]} else {kinds[0]}"]
+
+    def _turn_to(self, kind: int) -> list[str]:
+        """Panels of one kind after those of another: the epilogues of the others first."""
+        other = self._kinds()[1 - kind]
+        rest = f"NAME_rest_{other}({self.blocks.waiting('done')});"
+        return [f"if (done.kind != {kind}) {{", rest, f"done.rows = 0, done.kind = {kind};", "}"]
 
     def _panels(self, group: str, tiles: list[str]) -> list[str]:
         """The loop over column panels of a unit; `tiles` is the head of the loop over pairs of row tiles."""
@@ -212,44 +213,51 @@ class _Writer:
             f"const {CTYPE[item.dot.right]} *b = w + {base}c * {size}L;",
             f"const long column = {shift}c * {PANEL};",
         ]
-        if count == 1 or self.last == PANEL:
-            return [*lines, *tiles, *self._blocks(self.last), "}", "}"]
-        lines += [f"if (c < {count - 1}) {{", *tiles, *self._blocks(PANEL), "}"]
-        return [*lines, "} else {", *tiles, *self._blocks(self.last), "}", "}", "}"]
+        if len(self._kinds()) == 1:
+            return [*lines, *tiles, *self._block(self.last, 0), "}", "}"]
+        lines += [f"if (c < {count - 1}) {{", *self._turn_to(0), *tiles, *self._block(PANEL, 0), "}", "} else {"]
+        return [*lines, *self._turn_to(1), *tiles, *self._block(self.last, 1), "}", "}", "}"]
 
-    def _blocks(self, columns: int) -> list[str]:
-        """Two row tiles, or the one that is left, and their epilogue."""
-        tiles = -(-columns // COLUMNS)
-        bias = "bias + column" if self.epilogue.bias else "0"
-        height, lines = self.grid.height, list(self._place("t", "0"))
+    def _block(self, columns: int, kind: int) -> list[str]:
+        """A block of two row tiles, or of the one that is left; its sums wait for the next block."""
+        height, done = self.grid.height, self.blocks.waiting("done")
+        first, second = (" - skip0", " - skip1") if self.grid.skip else ("", "")
+        width = -(-columns // COLUMNS) * COLUMNS
+        start = f"sums + half{f' + skip0 * {width}' if self.grid.skip else ''}"
 
-        def rows(number: str, first: int) -> str:
-            skipped = f" + skip{number} * {tiles * COLUMNS}" if self.grid.skip else ""
-            left = f"{height} - skip{number}" if self.grid.skip else str(height)
-            at = f"at{number} + column"
-            return (
-                f"NAME_rows{columns}(sums + {first * tiles * COLUMNS}{skipped}, {left}, o + {at}"
-                f"{self.epilogue.arguments(f'{at}', 'column')});"
-            )
+        def wait(rows: str) -> str:
+            return f"done = (struct waiting){{{start}, {rows}, at0 + column, column, {kind}}};"
 
-        lines += ["if (t + 1 < t1) {", *self._place("t + 1", "1")]
-        lines.append(f"NAME_block2{tiles}(b, {bias}, sums, x0, x1);")
-        lines += [rows("0", 0), rows("1", height)]
-        lines += ["} else {", f"NAME_block1{tiles}(b, {bias}, sums, x0);", rows("0", 0), "}"]
-        return lines
+        return [
+            *self._place("t", "0"),
+            "if (t + 1 < t1) {",
+            *self._place("t + 1", "1"),
+            f"NAME_block2_{columns}(b, x0, x1, sums + half, {height}{second}, {done});",
+            wait(f"{2 * height}{first}{second}"),
+            "} else {",
+            f"NAME_block1_{columns}(b, x0, sums + half, {done});",
+            wait(f"{height}{first}"),
+            "}",
+            f"half = {self._size} - half;",
+        ]
 
     def _place(self, tile: str, number: str) -> list[str]:
-        """Where row tile `tile` reads (`x`) and writes first (`at`); how many of its rows are another's (`skip`)."""
+        """Where row tile `tile` reads (`x`) and writes first (`at`); how many of its rows are another's (`skip`).
+
+        The rows of two tiles in turn are neighbours in the result, so only the first one's place there counts.
+        """
         item, source, grid = self.item, self.source, self.grid
         left, total = CTYPE[item.dot.left], item.columns * item.groups
         skip = [f"const long skip{number} = p{number} * {grid.height} - m{number};"] if grid.skip else []
-        if item.flat:
-            base = f"band + (m{number} - m) * {source.pixel}L" if source.packed else f"x + m{number} * {source.pixel}L"
+        if grid.flat:
+            base = (
+                f"band + (m{number} - low) * {source.pixel}L" if source.packed else f"x + m{number} * {source.pixel}L"
+            )
             return [
                 f"const long p{number} = {tile}, m{number} = {grid.start(f'p{number}')};",
                 *skip,
                 f"const {left} *x{number} = {base};",
-                f"const long at{number} = p{number} * {grid.height * total}L;",
+                f"const long at{number} = p{number} * {grid.height * total}L; (void)at{number};",
             ]
         row = f"(r{number} - y0)" if source.packed else f"r{number}"
         base = "band" if source.packed else "image"
@@ -259,25 +267,43 @@ class _Writer:
             *skip,
             f"const {left} *x{number} = {base} + {row} * {item.stride[0] * source.row}L + m{number} * {self.lda}L;",
             f"const long at{number} = ((n * {item.out_height} + r{number}) * {item.out_width}L"
-            f" + p{number} * {grid.height}) * {total}L;",
+            f" + p{number} * {grid.height}) * {total}L; (void)at{number};",
         ]
 
     def _flat(self) -> list[str]:
-        item, source = self.item, self.source
-        lines = self._ends("t", "part", self.grid.count)
-        if source.packed:
+        grid, item = self.grid, self.item
+        lines = self._ends("t", "part", grid.count)
+        if self.source.packed:
             lines += [
-                f"const long m = {self.grid.start('t0')}, m1 = {self.grid.start('(t1 - 1)')} + {self.grid.height};",
+                f"const long low = {grid.start('t0')}, high = {grid.start('(t1 - 1)')} + {grid.height};",
                 "if (PACKED != part) {",
                 "PACKED = part;",
-                "const long first = m;",
-                "for (long m = first; m < m1; m++) {",
-                f"{CTYPE[item.dot.left]} *to = band + (m - first) * {source.pixel};",
-                *copy_row(item, self.job.view(self.job.anchor.operands[0])),
+                f"{CTYPE[item.dot.left]} *row = band;",
+                f"for (long m = low; m < high; m++, row += {self.source.pixel}) {{",
+                f"{CTYPE[item.dot.left]} *to = row;",
+                *(self._gather() if grid.gathered else copy_row(item, self.job.view(self.job.anchor.operands[0]))),
                 "}",
                 "}",
             ]
         return [*lines, *self._panels("0", ["for (long t = t0; t < t1; t += 2) {"])]
+
+    def _gather(self) -> list[str]:
+        """Copy what all taps of the filter read for pixel `m` of the result to `to`, side by side."""
+        item, view = self.item, self.job.view(self.job.anchor.operands[0])
+        (_, width), (down, right), channels = item.kernel, item.stride, item.channels
+        return [
+            f"const long n = m / {item.out_height * item.out_width};",
+            f"const long py = m / {item.out_width} % {item.out_height}, px = m % {item.out_width};",
+            f"for (long f = 0; f < {item.kernel[0] * width}; f++, to += {channels}) {{",
+            f"const long iy = py * {down} - {item.low[0]} + f / {width} * {item.dilation[0]};",
+            f"const long ix = px * {right} - {item.low[1]} + f % {width} * {item.dilation[1]};",
+            f"const int inside = iy >= 0 && iy < {item.height} && ix >= 0 && ix < {item.width};",
+            f"if (!inside) {{ memset(to, {item.pad_value & 255}, {channels}); continue; }}",
+            f"const {CTYPE[item.dot.left]} *from = x + n * {view.strides[0]}L + iy * {view.strides[1]}L"
+            f" + ix * {view.strides[2]}L;",
+            copy_elements(item.dot, channels, 1 if channels == 1 else view.strides[3]),
+            "}",
+        ]
 
     def _ends(self, name: str, band: str, count: int) -> list[str]:
         """The first row of a band and the one behind its last."""

@@ -24,6 +24,15 @@ INLINE void configure_tiles(int rows, int bytes) {
     _tile_loadconfig(&shape);
 }
 
+#define BLOCK static __attribute__((noinline, unused)) void
+
+/* Sums that wait for their epilogue: `rows` of them at `t`, for the result from element `at` and `column` on, in a
+ * panel of the kind that all have (0) or the last one (1). */
+struct waiting {
+    const int32_t *t;
+    long rows, at, column, kind;
+};
+
 /* Two rows of 32 integers, (a b) at o and (c d) at p, clipped to 8 bits. Packing works within quarters of a
  * register, which leaves groups of four in the order a0 b0 c0 d0 a1 b1 ... */
 #define STORE_ROWS(S, pack)                                                                        \
