@@ -295,8 +295,9 @@ def trainable(
     """A module whose parameters have gradients, and which computes what the graph does to begin with.
 
     Parameters are `w_` + name for float constants and for the float masters of integer weights, and `step_` +
-    name for the ratio of each scale to its calibrated value. Zero points stay. The leading dimension of the
-    inputs may differ from the graph's where it is a batch.
+    name for the ratio of each scale to its calibrated value. Zero points stay; so do integer constants that are
+    moved before they are dequantised, or dequantised in two ways. What is one constant in the graph stays one.
+    The leading dimension of the inputs may differ from the graph's where it is a batch.
 
     Args:
         graph: of float operations, quantize and dequantize; a float graph is fine too.

@@ -99,9 +99,9 @@ def run(args: argparse.Namespace, ui: Ui) -> None:
     graph = open_graph(args.model, ui)
     masters = float_constants(teacher) if teacher else {}
     if args.quantize:
-        teacher = teacher or graph
         graph, repaired = _quantized(graph, data, args, ui)
-        masters = float_constants(repaired)
+        # Repairs scale channels between layers: values inside are those of the repaired model, results are the same.
+        teacher, masters = teacher or repaired, float_constants(repaired)
     with ui.progress() as progress:
         hooks = Hooks(progress=progress, checkpoint=args.checkpoint, every=args.every, resume=args.resume)
         objective = _objective(args, teacher)
