@@ -13,7 +13,7 @@ from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.dot import Dot, choose_dot
 from secateur.backends.cpu.kernel import Job
 from secateur.backends.cpu.target import Target
-from secateur.backends.cpu.tiling import Tiling, choose_tiling, row_stride_conflicts
+from secateur.backends.cpu.tiling import Tiling, choose_lines, choose_tiling, row_stride_conflicts
 from secateur.backends.cpu.views import View, collapse
 
 LINE = 64  # bytes of a cache line
@@ -54,8 +54,14 @@ class Problem:
         return simple and self.groups == 1
 
     def tiling(self, target: Target) -> Tiling:
-        length = self.images * self.out_height * self.out_width if self.flat else self.out_width
-        return choose_tiling(length, self.columns, self.dot.steps(self.depth), target, self.dot)
+        """Tiles of the pixels of one row, of all pixels where they form one run, or of several short rows."""
+        steps = self.dot.steps(self.depth)
+        if self.flat:
+            length = self.images * self.out_height * self.out_width
+            return choose_tiling(length, self.columns, steps, target, self.dot)
+        row = choose_tiling(self.out_width, self.columns, steps, target, self.dot)
+        lines = choose_lines(self.out_height, self.columns, steps, target, self.dot, self.out_width)
+        return lines if lines and lines.cycles < row.cycles * self.out_height else row
 
 
 def problem(job: Job) -> Problem:

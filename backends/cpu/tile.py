@@ -247,6 +247,7 @@ class TileCode:
         lda: elements from a row of A to the next.
         ldb: elements of B that one step takes.
         ldo: elements from a row of the result to the next.
+        wrap: (rows, further elements of A that every so many rows lie apart).
     """
 
     dot: Dot
@@ -258,6 +259,7 @@ class TileCode:
     ldo: int
     epilogue: Epilogue | None = None
     result: DType | None = None
+    wrap: tuple[int, int] | None = None
 
     def emit(self, name: str, rows: int, columns: int, lanes: int) -> str:
         """A function that computes `rows` x `columns` results; the last vector may be partial."""
@@ -277,7 +279,8 @@ class TileCode:
         for j in range(vectors):
             lines.append(f"const __auto_type b{j} = {dot.load(f'b + {j * dot.group} * LANES')};")
         lines.append(f"UNROLL for (int i = 0; i < {rows}; i++) {{")
-        lines.append(f"const __auto_type x = {dot.splat(f'{at} + i * {self.lda}L + k')};")
+        row = f"i * {self.lda}L" + (f" + i / {self.wrap[0]} * {self.wrap[1]}L" if self.wrap else "")
+        lines.append(f"const __auto_type x = {dot.splat(f'{at} + {row} + k')};")
         lines += [dot.step(f"c[i][{j}]", "x", f"b{j}") for j in range(vectors)]
         lines += ["}", "}", *["}"] * len(self.taps)]
         return "\n".join([*lines, *self.finish(rows, columns, lanes), "}"])

@@ -15,12 +15,17 @@ from secateur.ir.types import DType
 _STEP_OVERHEAD = 0.5
 _LOAD = 0.02
 _TILE_OVERHEAD = 30.0
+# A panel of more vectors than the first-level cache keeps comes from the second level for every tile, this slowly.
+_KEPT, _STREAM = 512, 4.0
 SINGLE = Dot.plain(DType.F32)
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How `length` rows and `columns` columns are cut: `count` row tiles, the first `extra` one row taller."""
+    """How rows and columns are cut: `count` row tiles of `base` rows, the first `extra` of them one taller.
+
+    With `unit` the tiles consist of whole lines of so many rows, and `base` counts lines.
+    """
 
     vectors: int
     panels: int
@@ -28,13 +33,16 @@ class Tiling:
     base: int
     extra: int
     cycles: float
+    unit: int = 0
 
     @property
     def heights(self) -> list[int]:
-        return [self.base + 1, self.base] if self.extra else [self.base]
+        """Rows of the tiles, the taller ones first."""
+        each = max(self.unit, 1)
+        return [(self.base + 1) * each, self.base * each] if self.extra else [self.base * each]
 
     def start(self, tile: str) -> str:
-        """C for the first row of a tile."""
+        """C for the first row, or line, of a tile."""
         shift = f" + ({tile} < {self.extra} ? {tile} : {self.extra})" if self.extra else ""
         return f"{tile} * {self.base}{shift}"
 
@@ -42,8 +50,8 @@ class Tiling:
         """Calls of the tile function for row tile `t` and panel `c`; `partial`: the last panel has its own."""
 
         def pick(kind: str) -> str:
-            low = f"NAME_{kind}{self.base}{arguments}"
-            return f"if (t < {self.extra}) NAME_{kind}{self.base + 1}{arguments} else {low}" if self.extra else low
+            first, last = (f"NAME_{kind}{height}{arguments}" for height in (self.heights[0], self.heights[-1]))
+            return f"if (t < {self.extra}) {first} else {last}" if self.extra else last
 
         if not partial:
             return [pick("tile")]
@@ -52,24 +60,33 @@ class Tiling:
 
 def choose_tiling(length: int, columns: int, steps: int, target: Target, dot: Dot = SINGLE) -> Tiling:
     """The tile shape of the least estimated cycles for one run of `length` rows and `steps` steps along K."""
+    best = choose_lines(length, columns, steps, target, dot, 0)
+    assert best is not None
+    return best
+
+
+def choose_lines(length: int, columns: int, steps: int, target: Target, dot: Dot, unit: int) -> Tiling | None:
+    """The same for `length` lines of `unit` rows, in tiles of whole lines; None where none holds two of them."""
     width = dot.sum.bytes // 4  # registers for one vector of LANES elements
     best: Tiling | None = None
     vectors_needed = -(-columns // target.lanes)
     for vectors in range(1, min(8, vectors_needed) + 1):
         tallest = (target.registers - dot.spare - vectors * width) // (vectors * width)
-        if tallest < 1:
+        tallest //= max(unit, 1)
+        if tallest < (2 if unit else 1):
             continue
         panels = -(-vectors_needed // vectors)
         count = -(-length // tallest)
         base, extra = divmod(length, count)
         cycles = 0.0
         for height, number in ((base + 1, extra), (base, count - extra)):
-            fmas = height * vectors * width * dot.cycles
-            step = max(fmas, 4.0, vectors * width + height / 2) + _STEP_OVERHEAD + _LOAD * (height + vectors)
+            rows = height * max(unit, 1)
+            fmas = rows * vectors * width * dot.cycles
+            stream = _STREAM * vectors * width if steps * vectors * width > _KEPT else 0.0
+            step = max(fmas, 4.0, vectors * width + rows / 2, stream) + _STEP_OVERHEAD + _LOAD * (rows + vectors)
             cycles += number * panels * (step * steps + fmas + _TILE_OVERHEAD)
         if best is None or cycles < best.cycles:
-            best = Tiling(vectors, panels, count, base, extra, cycles)
-    assert best is not None
+            best = Tiling(vectors, panels, count, base, extra, cycles, unit)
     return best
 
 

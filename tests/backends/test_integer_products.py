@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from secateur.backends.cpu.band import Problem
 from secateur.backends.cpu.compile import Options, compile_graph
 from secateur.backends.cpu.dot import choose_dot
 from secateur.backends.cpu.target import TARGETS, Target, missing_features
@@ -144,6 +145,9 @@ def test_convolutions(target: Target, rng: np.random.Generator) -> None:
         program.conv(dtype, 7, 12, 10, 3, groups=2, **one)
         program.conv(dtype, 7, 15, 6, 3, groups=3, batch=2, **one)
         program.conv(dtype, 2, 4, 4, 1, stride=(5, 5), padding=(3, 3, 3, 3), pad_value=pad)
+        program.conv(dtype, 5, 20, 40, 3, batch=2, **one)  # rows so short that a tile holds several
+        program.conv(dtype, 7, 8, 20, 3, stride=(2, 2), **one)
+        program.conv(dtype, 3, 8, 12, 2, dilation=(2, 1), groups=2, padding=(1, 0, 2, 1), pad_value=pad)
     program.check(target)
 
 
@@ -240,6 +244,26 @@ def test_fused_requantisation(target: Target, rng: np.random.Generator) -> None:
     for got, wanted in zip(compiled(*program.inputs), interpret(graph, *program.inputs), strict=True):
         np.testing.assert_array_equal(got, wanted, err_msg=f"seed {SEED}")
     assert len(compiled.manifest["kernels"]) == len(program.outputs), [r["op"] for r in compiled.manifest["kernels"]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tiles_of_whole_rows_cover_an_image_once(seed: int) -> None:
+    """Short rows of an image share a tile where that keeps more sums in registers; every row is in one of them."""
+    rng = np.random.default_rng(SEED + seed)
+    height, width, channels, columns = (int(n) for n in rng.integers((1, 1, 1, 1), (30, 16, 600, 600)))
+    dot = choose_dot(TARGETS["x86-64-v4-vnni"], DType.U8, DType.I8, DType.I32)
+    item = Problem(dot, 1, height, width, channels, height, width, columns, kernel=(3, 3), low=(1, 1), high=(1, 1))
+    tiling = item.tiling(TARGETS["x86-64-v4-vnni"])
+    rows = tiling.base * tiling.count + tiling.extra
+    assert rows == (height if tiling.unit else width), f"seed {SEED + seed}"
+    assert tiling.unit in (0, width) and max(tiling.heights) * tiling.vectors + tiling.vectors + dot.spare <= 32
+
+
+def test_seven_rows_of_seven_pixels() -> None:
+    dot = choose_dot(TARGETS["x86-64-v4-vnni"], DType.U8, DType.I8, DType.I32)
+    item = Problem(dot, 1, 7, 7, 512, 7, 7, 512, kernel=(3, 3), low=(1, 1), high=(1, 1))
+    tiling = item.tiling(TARGETS["x86-64-v4-vnni"])
+    assert (tiling.unit, tiling.heights, tiling.vectors) == (7, [14, 7], 2)
 
 
 def test_what_a_step_takes() -> None:

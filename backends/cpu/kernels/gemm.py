@@ -51,7 +51,7 @@ def _match(job: Job) -> str:
 def _cost(job: Job) -> float:
     item = problem(job)
     tiling = item.tiling(job.target)
-    runs = 1 if item.flat else item.images * item.out_height * item.groups
+    runs = 1 if item.flat else item.images * item.groups * (1 if tiling.unit else item.out_height)
     converted = 0 if item.dot.left is item.dot.source else job.anchor.operands[0].type.numel
     return tiling.cycles * runs + converted / job.target.lanes + 300.0
 
@@ -95,15 +95,14 @@ def pack_weights(job: Job, item: Problem, source: Source, width: int) -> np.ndar
     return np.stack([item.dot.pack(matrix, width) for matrix in weight_matrices(job, item, source.run, padded)])
 
 
-def split_units(item: Problem, count: int, panels: int, target: Target) -> tuple[int, int]:
+def split_units(item: Problem, rows: int, panels: int, target: Target) -> tuple[int, int]:
     """(bands of one image, groups of column panels): by whichever side is cheaper to read twice.
 
     Args:
-        count: tiles of a flat problem.
+        rows: what bands are made of, tiles or rows of the image.
     """
     weights = item.depth * item.columns * item.dot.right.bytes
     activations = item.images * item.height * item.width * item.group_channels * item.dot.left.bytes
-    rows = count if item.flat else item.out_height
     images = 1 if item.flat else item.images
     if weights > max(activations, target.l2_bytes // 4) and panels > 1:
         # Many panels stay whole units; few rows of them still have to give every thread some.
@@ -121,11 +120,13 @@ def _emit(job: Job) -> Kernel:
     epilogue = _epilogue(job, item, tiling)
     width = tiling.vectors * job.target.lanes
     weights = pack_weights(job, item, source, width)
-    bands, column_groups = split_units(item, tiling.count, tiling.panels, job.target)
+    rows = tiling.count if item.flat or tiling.unit else item.out_height
+    bands, column_groups = split_units(item, rows, tiling.panels, job.target)
     lda = source.pixel * (1 if item.flat else item.stride[1])
     result = job.result_type.dtype
+    wrap = (tiling.unit, item.stride[0] * source.row - tiling.unit * lda) if tiling.unit else None
     ldb, ldo = width * item.dot.group, item.columns * item.groups
-    code = TileCode(item.dot, tiling.vectors, source.taps, source.run, lda, ldb, ldo, epilogue, result)
+    code = TileCode(item.dot, tiling.vectors, source.taps, source.run, lda, ldb, ldo, epilogue, result, wrap)
     functions = code.functions(tiling, item.columns, job.target.lanes)
     writer = _Loops(job, item, tiling, source, epilogue, width, weights[0, 0].size, bands, column_groups)
     body = writer.kernel()
@@ -168,7 +169,8 @@ class _Loops:
             tiles = -(-self.tiling.count // self.bands)
             elements = tiles * max(self.tiling.heights) * self.source.pixel
         else:
-            rows = -(-item.out_height // self.bands)
+            lines = -(-self.tiling.count // self.bands) * max(self.tiling.heights) // max(self.tiling.unit, 1)
+            rows = lines if self.tiling.unit else -(-item.out_height // self.bands)
             elements = ((rows - 1) * item.stride[0] + (item.kernel[0] - 1) * item.dilation[0] + 1) * self.source.row
         return (elements + 64) * item.dot.left.bytes
 
@@ -234,7 +236,7 @@ class _Loops:
         images, bands, height = item.images, self.bands, item.out_height
         lines = [
             f"const long g = part / {bands * images}, n = part / {bands} % {images}, s = part % {bands};",
-            f"const long y0 = s * {height} / {bands}, y1 = (s + 1) * {height} / {bands};",
+            *self._rows(),
             f"const {self.input} *image = x + n * {view.strides[0]}L + g * {item.group_channels * view.strides[3]}L;",
         ]
         if source.packed:
@@ -244,10 +246,19 @@ class _Loops:
             start = f"image + y * {item.stride[0] * source.row}L"
         step = item.stride[1] * source.pixel
         total = item.columns * item.groups
+        row = f"(n * {height} + y) * {item.out_width * total}L + column"
+        if self.tiling.unit:
+            inner = [
+                "for (long t = t0; t < t1; t++) {",
+                f"const long y = {self.tiling.start('t')}, at = {row};",
+                *self._call(start, "at"),
+                "}",
+            ]
+            return [*lines, *self._panels(inner, "g")]
         inner = [
             "for (long y = y0; y < y1; y++) {",
             f"const {self.left} *a = {start};",
-            f"const long row = (n * {height} + y) * {item.out_width * total}L + column;",
+            f"const long row = {row};",
             f"for (long t = 0; t < {self.tiling.count}; t++) {{",
             f"const long px = {self.tiling.start('t')}, at = row + px * {total};",
             *self._call(f"a + px * {step}L", "at"),
@@ -255,6 +266,17 @@ class _Loops:
             "}",
         ]
         return [*lines, *self._panels(inner, "g")]
+
+    def _rows(self) -> list[str]:
+        """The rows of the result, and with tiles of whole rows these tiles, that part `s` of an image computes."""
+        if not self.tiling.unit:
+            height = self.item.out_height
+            return [f"const long y0 = s * {height} / {self.bands}, y1 = (s + 1) * {height} / {self.bands};"]
+        count, start = self.tiling.count, self.tiling.start
+        return [
+            f"const long t0 = s * {count} / {self.bands}, t1 = (s + 1) * {count} / {self.bands};",
+            f"const long y0 = {start('t0')}, y1 = {start('t1')};",
+        ]
 
 
 def _convolution(size: int, channels: int, outs: int, kernel: int, stride: int, dtype: str = "f32") -> Example:
