@@ -19,6 +19,8 @@ from secateur.tools.accuracy.report import END, START, Figures, Row, markdown, w
 from secateur.tools.accuracy.study_digits import Tally
 from secateur.tools.accuracy.trained import trained
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 def row(lost: float, limit: float | None, ruin: bool = False) -> Row:
     return Row("study", "a <b>", "accuracy, %", 99.0, 99.0 - lost, lost, "points", limit, ruin)
@@ -57,7 +59,8 @@ def test_figures_are_written_between_the_marks_of_a_guide(tmp_path: Path) -> Non
     for _ in range(2):
         write(figures, tmp_path / "out", guide)
     text = guide.read_text()
-    assert text == f"before\n{START}\n\n{markdown(figures)}\n{END}\nafter\n"
+    image = "![what is lost, as a share of what may be lost](guide.svg)"
+    assert text == f"before\n{START}\n\n{image}\n\n{markdown(figures)}\n{END}\nafter\n"
     assert "| NO |" in text and "seeds 0 1" in text and "old" not in text
     data = json.loads(guide.with_suffix(".json").read_text())
     assert [item["held"] for item in data["rows"]] == [True, False]
@@ -65,6 +68,15 @@ def test_figures_are_written_between_the_marks_of_a_guide(tmp_path: Path) -> Non
     bars = [item for item in picture.iter() if item.get("fill") in ("#5b9f6d", "#c8553d")]
     assert [item.get("fill") for item in bars] == ["#5b9f6d", "#c8553d"]
     assert [float(item.get("width", 0)) for item in bars] == pytest.approx([95.0, 285.0])
+
+
+def test_the_committed_figures_are_those_of_one_run_and_reach_every_goal() -> None:
+    text = (DOCS / "accuracy.md").read_text()
+    shown = re.findall(r"^\| .* \|$", text.partition(START)[2].partition(END)[0], re.M)[1:]
+    stored = json.loads((DOCS / "accuracy.json").read_text())["rows"] if shown else []
+    rows = [Row(**{key: value for key, value in item.items() if key not in ("goal", "held")}) for item in stored]
+    assert shown == [f"| {' | '.join(row.cells())} |" for row in rows]
+    assert all(row.held for row in rows)
 
 
 def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,8 @@ def write(figures: Figures, folder: Path, guide: Path | None) -> None:
     text = guide.read_text()
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
-    guide.write_text(f"{before}{START}\n\n{markdown(figures)}\n{END}{after}")
+    image = f"![what is lost, as a share of what may be lost]({guide.with_suffix('.svg').name})"
+    guide.write_text(f"{before}{START}\n\n{image}\n\n{markdown(figures)}\n{END}{after}")
     guide.with_suffix(".json").write_text(data)
     guide.with_suffix(".svg").write_text(picture(figures.rows))
 
