@@ -19,7 +19,7 @@ from secateur.passes.quantize.insert import Settings
 from secateur.passes.quantize.observers import Range, candidates
 from secateur.passes.quantize.plan import Plan, Site, Use
 from secateur.passes.quantize.recipe import Recipe
-from secateur.passes.quantize.sample import compute, interpolated, part
+from secateur.passes.quantize.sample import by_channel, compute, interpolated, part, relative
 from secateur.passes.quantize.stream import Job, Run, stream
 from secateur.passes.quantize.table import TABLE
 
@@ -147,19 +147,20 @@ def choose_ranges(
 @dataclass
 class _Sums:
     choice: Choice
-    noise: dict[str, float]
-    signal: float = 0.0
+    noise: dict[str, np.ndarray]
+    signal: np.ndarray
 
 
 def _trial(choice: Choice, use: Use, rng: np.random.Generator) -> tuple[Job, _Sums]:
     """A job that adds up the error of one reader for each candidate."""
     op, position = use
-    sums = _Sums(choice, dict.fromkeys(choice.offers, 0.0))
+    nothing = np.zeros(1)
+    sums = _Sums(choice, dict.fromkeys(choice.offers, nothing), nothing)
 
     def take(arrays: list[np.ndarray]) -> None:
         operands = part(op, arrays, rng)
         want = compute(op, operands)
-        sums.signal += float(np.square(want).sum())
+        sums.signal = sums.signal + by_channel(op, want)
         for name, (low, high) in choice.offers.items():
             scale, zero = parameters(choice.form, low, high)
             tried = rounded(operands[position], choice.form, scale, zero)
@@ -167,7 +168,7 @@ def _trial(choice: Choice, use: Use, rng: np.random.Generator) -> tuple[Job, _Su
                 got = interpolated(op, tried, float(scale))
             else:
                 got = compute(op, [*operands[:position], tried, *operands[position + 1 :]])
-            sums.noise[name] += float(np.square(got - want).sum())
+            sums.noise[name] = sums.noise[name] + by_channel(op, got - want)
 
     return Job(op.operands, take), sums
 
@@ -176,7 +177,7 @@ def _decide(choice: Choice, tried: list[_Sums]) -> None:
     if not tried:
         return
     for name in choice.offers:
-        choice.errors[name] = sum(sums.noise[name] / max(sums.signal, 1e-30) for sums in tried)
+        choice.errors[name] = sum(relative(sums.noise[name], sums.signal) for sums in tried)
     choice.observer = min(choice.errors, key=lambda name: choice.errors[name])
 
 

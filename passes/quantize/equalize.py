@@ -12,7 +12,7 @@ from secateur.passes.quantize.calibrate import Context, Seen, form_of
 from secateur.passes.quantize.forms import parameters, rounded
 from secateur.passes.quantize.plan import Plan
 from secateur.passes.quantize.products import array_of
-from secateur.passes.quantize.sample import compute, part
+from secateur.passes.quantize.sample import by_channel, compute, part, relative
 from secateur.passes.quantize.scaling import NORMS, Arrays, Joint, find_joints, scale, written
 from secateur.passes.quantize.stream import Job
 from secateur.passes.quantize.weights import FORMS, find_scales, nearest, pack
@@ -139,11 +139,11 @@ def _trying(
         operands = part(op, arrays, rng)
         axis = 1 if op.name == "conv" else operands[0].ndim - 1
         want = compute(op, operands)
-        total = max(float(np.square(want).sum()), 1e-30)
+        total = by_channel(op, want)
         for alpha, (factors, numbers, real) in tried.items():
             each = factors.reshape([-1 if dim == axis else 1 for dim in range(operands[0].ndim)]).astype(np.float32)
             x = rounded(operands[0] / each, form, *numbers)
             got = compute(op, [x, real, *operands[2:]])
-            offer.noise[alpha] += float(np.square(got - want).sum()) / total
+            offer.noise[alpha] += relative(by_channel(op, got - want), total)
 
     return take

@@ -145,7 +145,7 @@ class Audit:
 
     Attributes:
         noise, signal: sums of squares of the error and of the result.
-        shift: what the result of a product is too small by on average, f64 [O].
+        shift: what the result of a product is usually too small by, f64 [O].
     """
 
     noise: float = 0.0
@@ -178,13 +178,23 @@ def _auditing(
         found.noise += float(np.square(got - want).sum())
         found.signal += float(np.square(want).sum())
         if op in plan.weights and want.size:
-            axis = 1 if op.name == "conv" else want.ndim - 1
-            shift = (want - got).mean(tuple(dim for dim in range(want.ndim) if dim != axis))
+            shift = _usual(
+                np.moveaxis(want - got, 1 if op.name == "conv" else -1, 0).reshape(op.operands[1].shape[0], -1)
+            )
             found.batches += 1
             before = 0.0 if found.shift is None else found.shift
             found.shift = before + (shift - before) / found.batches
 
     return take
+
+
+def _usual(errors: np.ndarray) -> np.ndarray:
+    """The mean error of each channel [C, rows] without the least and greatest tenth of the rows.
+
+    A row whose values are cut off errs by far more than others, and they must not make up for it.
+    """
+    tenth = errors.shape[1] // 10
+    return np.sort(errors, axis=1)[:, tenth : errors.shape[1] - tenth].mean(1)
 
 
 def errors_of_weights(settings: Settings) -> dict[Op, Audit]:
@@ -200,7 +210,7 @@ def corrected_biases(audits: dict[Op, Audit], settings: Settings) -> dict[Op, np
     """Biases with the mean error of each output channel added, f32 [O].
 
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, by
-    measurement: the mean of W x - W' x' over the batches.
+    measurement: the trimmed mean of W x - W' x' of each batch, averaged.
     """
     found = {}
     for op, made in audits.items():

@@ -48,6 +48,21 @@ def compute(op: Op, arrays: Sequence[np.ndarray]) -> np.ndarray:
     return run_op(op, arrays)[0].astype(np.float64)
 
 
+def by_channel(op: Op, x: np.ndarray) -> np.ndarray:
+    """Sums of squares of each output channel of a product's result, f64 [channels]; of other results, of everything."""
+    squares = np.square(x)
+    if op.name not in ("conv", "linear") or x.ndim < 2:
+        return squares.sum().reshape(1)
+    axis = 1 if op.name == "conv" else x.ndim - 1
+    return squares.sum(tuple(dim for dim in range(x.ndim) if dim != axis))
+
+
+def relative(noise: np.ndarray, signal: np.ndarray) -> float:
+    """Mean over channels of noise over signal: each counts alike, whatever its size, for what follows may be a norm
+    or weights that make up for it. Channels far below the mean count by that."""
+    return float((noise / np.maximum(signal, max(1e-3 * float(signal.mean()), 1e-30))).mean())
+
+
 def interpolated(op: Op, x: np.ndarray, scale: float) -> np.ndarray:
     """An elementwise function as a table of an i16 gives it: straight lines between 129 points (the op `lookup`)."""
     points = ((np.arange(129) * 512.0 - 32768) * scale).astype(np.float32)
