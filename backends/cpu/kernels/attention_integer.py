@@ -1,26 +1,24 @@
 """Attention in fixed point, one head at a time: scores, weights and sums stay in scratch memory.
 
 Queries times packed keys give a tile of scores; each row becomes weights of one byte and the inverse of
-their sum; weights times packed values give sums that one fixed-point multiplication divides.
+their sum; weights times packed values give sums that one fixed-point multiplication divides. Both products
+are those of the gemm family's register tile, or of the tile registers of Intel AMX.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
-from secateur.backends.cpu.band import LINE, copy_elements
+from secateur.backends.cpu.attention_plan import Plan, make_plan, products
+from secateur.backends.cpu.band import copy_elements
 from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
 from secateur.backends.cpu.dot import Dot, choose_dot
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.matmul import pack_panel, strided_offset
-from secateur.backends.cpu.tile import Epilogue, TileCode, Tiling, check_epilogue
+from secateur.backends.cpu.tile import Epilogue, check_epilogue
 from secateur.backends.cpu.views import View
 from secateur.ir.opdef import lookup
 from secateur.ir.ops.fixed_point import GAIN, HIDDEN, WEIGHT
 from secateur.ir.types import DType, numel
 
-VECTORS = 2
 UNITS = 16
 
 
@@ -48,89 +46,12 @@ def _accepts(job: Job, position: int, view: View) -> bool:
     return position != positions[0] or view.strides[-1] == 1 or view.shape[-1] == 1
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Sizes, and where everything lies in scratch memory."""
-
-    scores: Dot
-    values: Dot
-    batch: tuple[int, ...]
-    s: int
-    d: int
-    t: int
-    dv: int
-    width: int
-    tiling: Tiling
-
-    @property
-    def panels(self) -> tuple[int, int]:
-        """Of keys and of values."""
-        return -(-self.t // self.width), -(-self.dv // self.width)
-
-    @property
-    def key_panel(self) -> int:
-        """Elements of a packed panel of keys."""
-        return self.scores.steps(self.d) * self.scores.group * self.width
-
-    @property
-    def value_panel(self) -> int:
-        return self.values.steps(self.t) * self.values.group * self.width
-
-    @property
-    def row(self) -> int:
-        """Elements of a row of scores."""
-        return self.panels[0] * self.width
-
-    @property
-    def query(self) -> int:
-        """Elements of a copied query."""
-        return self.scores.steps(self.d) * self.scores.group
-
-    @cached_property
-    def places(self) -> tuple[list[tuple[str, str, int]], int]:
-        """(name, C type, byte offset) of each array in scratch memory, and their size together."""
-        tall, (keys, values) = max(self.tiling.heights), self.panels
-        arrays = [
-            ("keys", self.scores.right, keys * self.key_panel),
-            ("values", self.values.right, values * self.value_panel),
-            ("key_start", DType.I32, keys * self.width),
-            ("value_start", DType.I32, values * self.width),
-            ("queries", self.scores.left, tall * self.query),
-            ("scores", DType.I32, tall * self.row),
-            ("weights", self.values.left, tall * self.row),
-            ("sums", DType.I32, tall * values * self.width),
-            ("inverse", DType.I32, tall),
-        ]
-        offset, found = 0, []
-        for name, dtype, count in arrays:
-            found.append((name, CTYPE[dtype], offset))
-            offset += -(-count * dtype.bytes // LINE) * LINE
-        return found, offset + LINE
-
-
-def _plan(job: Job) -> _Plan:
-    target = job.target
-    q, _, v = (value.shape for value in job.anchor.operands[:3])
-    s, d, t, dv = *q[-2:], *v[-2:]
-    scores = choose_dot(target, DType.I8, DType.I8, DType.I32)
-    values = choose_dot(target, DType.U8, DType.I8, DType.I32)
-    tallest = max(1, (target.registers - max(scores.spare, values.spare) - VECTORS) // VECTORS)
-    count = -(-s // tallest)
-    tiling = Tiling(VECTORS, 1, count, s // count, s % count, 0.0)
-    return _Plan(scores, values, q[:-2], s, d, t, dv, VECTORS * target.lanes, tiling)
-
-
 def _emit(job: Job) -> Kernel:
-    plan, lanes = _plan(job), job.target.lanes
+    plan, lanes = make_plan(job), job.target.lanes
     epilogue = Epilogue(job, plan.dv, plan.dv + 2 * lanes)
     heads, heights = numel(plan.batch), plan.tiling.heights
     blocks = max(1, min(-(-UNITS // heads), plan.s // 16))
-    ldk, ldv = plan.width * plan.scores.group, plan.width * plan.values.group
-    score = TileCode(plan.scores, VECTORS, (), plan.d, plan.query, ldk, plan.row)
-    value = TileCode(plan.values, VECTORS, (), plan.t, plan.row, ldv, plan.panels[1] * plan.width)
-    functions = [score.emit(f"NAME_scores{height}", height, plan.width, lanes) for height in heights]
-    functions += [value.emit(f"NAME_values{height}", height, plan.width, lanes) for height in heights]
-    functions += [_weights(job, plan), _pack(job, plan)]
+    functions = [*products(plan, lanes), _weights(job, plan), _pack(job, plan)]
     operands = [job.position(operand) for operand in job.anchor.operands]
     mask = job.view(job.anchor.operands[3]).broadcast((*plan.batch, plan.s, plan.t)) if len(operands) > 3 else None
     q, out, result = job.view(job.anchor.operands[0]), job.results[0], CTYPE[job.result_type.dtype]
@@ -141,6 +62,7 @@ def _emit(job: Job) -> Kernel:
         f"{result} *o = ({result} *)p[{len(operands)}];",
         *epilogue.declare(len(operands) + 1),
         *(f"{ctype} *const {name} = ({ctype} *)(SCRATCH + {offset}); (void){name};" for name, ctype, offset in places),
+        *(["configure_tiles(16, 64);"] if plan.tiles else []),
         "for (long u = begin; u < end; u++) {",
         f"const long block = u % {blocks}, head = u / {blocks}, shared = head / {_repeat(job)};",
         *strided_offset(plan.batch, walks, "head"),
@@ -152,7 +74,9 @@ def _emit(job: Job) -> Kernel:
         f"const int rows = {plan.tiling.base}{f' + (t < {plan.tiling.extra})' if plan.tiling.extra else ''};",
         *_tile(plan, q, "mo" if mask else "0"),
         *_finish(job, plan, epilogue, out),
-        *["}"] * 3,
+        *["}"] * 2,
+        *(["_tile_release();"] if plan.tiles else []),
+        "}",
     ]
     args = (*operands, ("result", 0), *(pointer for _, pointer in epilogue.pointers))
     note = f"{heads} heads of {plan.s}x{plan.t}, {max(heights)}-row tiles"
@@ -165,7 +89,7 @@ def _repeat(job: Job) -> int:
     return q.shape[-3] // k.shape[-3]
 
 
-def _pack(job: Job, plan: _Plan) -> str:
+def _pack(job: Job, plan: Plan) -> str:
     """A function that packs the keys and values of a head."""
     k, v = (job.view(value) for value in job.anchor.operands[1:3])
     right = [CTYPE[dot.right] for dot in (plan.scores, plan.values)]
@@ -176,27 +100,28 @@ def _pack(job: Job, plan: _Plan) -> str:
         "(void)key_start; (void)value_start;",
         *strided_offset(k.shape[:-2], {"ko": k.strides[:-2], "vo": v.strides[:-2]}, "head"),
     ]
+    lines += _panels(plan, plan.scores, "key", plan.panels[0], ("k + ko", plan.d, plan.t, k.strides[-1], k.strides[-2]))
     lines += _panels(
-        plan.scores, "key", plan.panels[0], plan.width, ("k + ko", plan.d, plan.t, k.strides[-1], k.strides[-2])
-    )
-    lines += _panels(
-        plan.values, "value", plan.panels[1], plan.width, ("v + vo", plan.t, plan.dv, v.strides[-2], v.strides[-1])
+        plan, plan.values, "value", plan.panels[1], ("v + vo", plan.t, plan.dv, v.strides[-2], v.strides[-1])
     )
     return "\n".join([*lines, "}"])
 
 
-def _panels(dot: Dot, name: str, count: int, width: int, source: tuple[str, int, int, int, int]) -> list[str]:
+def _panels(plan: Plan, dot: Dot, name: str, count: int, source: tuple[str, int, int, int, int]) -> list[str]:
     """Pack a matrix (where it is, depth, columns, strides along both) as `count` panels."""
-    at, depth, columns, row, column = source
-    panel = f"({name}s + c * {dot.steps(depth) * dot.group * width}L)"
+    (at, depth, columns, row, column), width = source, plan.width
+    size, packed = plan.depth(dot, depth) * width, dot.steps(depth) * dot.group * width
+    panel = f"({name}s + c * {size}L)"
     lines = [f"for (long c = 0; c < {count}; c++) {{", *pack_panel(dot, panel, at, depth, columns, width, row, column)]
+    if size > packed:
+        lines.append(f"memset({panel} + {packed}, 0, {size - packed} * sizeof *{name}s);")
     if dot.shift:
         start = f"{name}_start + c * {width}"
         lines.append(f"start_sums({start}, 0, 0, {panel}, {dot.steps(depth)}, {width}, {dot.shift});")
     return [*lines, "}"]
 
 
-def _tile(plan: _Plan, q: View, mask: str) -> list[str]:
+def _tile(plan: Plan, q: View, mask: str) -> list[str]:
     """The three stages for `rows` queries from number `m` on."""
     lines = [
         "for (long i = 0; i < rows; i++) {",
@@ -207,7 +132,10 @@ def _tile(plan: _Plan, q: View, mask: str) -> list[str]:
         "}",
     ]
 
-    def products(kind: str, panels: int, panel: int, left: str, right: str, into: str) -> list[str]:
+    def product(kind: str, panels: int, panel: int, left: str, right: str, into: str) -> list[str]:
+        if plan.tiles:
+            call = f"NAME_{kind}({left}, {right} + c * {panel}L, {into} + c * {plan.width}, rows);"
+            return [f"for (long c = 0; c < {panels}; c++) {call}"]
         calls = [
             f"NAME_{kind}{height}({left}, {right} + c * {panel}L, {into} + c * {plan.width});"
             for height in plan.tiling.heights
@@ -218,13 +146,13 @@ def _tile(plan: _Plan, q: View, mask: str) -> list[str]:
     keys, values = plan.panels
     return [
         *lines,
-        *products("scores", keys, plan.key_panel, "queries", "keys", "scores"),
+        *product("scores", keys, plan.key_panel, "queries", "keys", "scores"),
         f"NAME_weights(p, {mask}, scores, key_start, weights, inverse, m, rows);",
-        *products("values", values, plan.value_panel, "weights", "values", "sums"),
+        *product("values", values, plan.value_panel, "weights", "values", "sums"),
     ]
 
 
-def _weights(job: Job, plan: _Plan) -> str:
+def _weights(job: Job, plan: Plan) -> str:
     """A function that turns rows of scores, the first being query `m`, into weights and the inverse of their sum."""
     lanes, t, attrs = job.target.lanes, plan.t, job.anchor.attrs
     operands = job.anchor.operands
@@ -292,7 +220,7 @@ def _weights(job: Job, plan: _Plan) -> str:
     )
 
 
-def _in_16_bits(job: Job, plan: _Plan) -> bool:
+def _in_16_bits(job: Job, plan: Plan) -> bool:
     """Whether weights can be computed in lanes of 16 bits, without a look at what is hidden.
 
     No exponent may be too large for 32 bits, and that of a hidden score, at least 2^29 below any other
@@ -320,7 +248,7 @@ def _fast(count: int, shift: int, hides: bool) -> list[str]:
     ]
 
 
-def _finish(job: Job, plan: _Plan, epilogue: Epilogue, out: View) -> list[str]:
+def _finish(job: Job, plan: Plan, epilogue: Epilogue, out: View) -> list[str]:
     """Divide the sums, apply what follows, and store."""
     lanes, into = job.target.lanes, job.result_type.dtype
 
