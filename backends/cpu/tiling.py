@@ -15,6 +15,8 @@ from secateur.ir.types import DType
 _STEP_OVERHEAD = 0.5
 _LOAD = 0.02
 _TILE_OVERHEAD = 30.0
+# Loads beyond this share of the multiply-adds no longer hide behind them.
+_HIDDEN = 0.75
 # A panel of more vectors than the first-level cache keeps comes from the second level for every tile, this slowly.
 _KEPT, _STREAM = 512, 4.0
 SINGLE = Dot.plain(DType.F32)
@@ -83,7 +85,9 @@ def choose_lines(length: int, columns: int, steps: int, target: Target, dot: Dot
             rows = height * max(unit, 1)
             fmas = rows * vectors * width * dot.cycles
             stream = _STREAM * vectors * width if steps * vectors * width > _KEPT else 0.0
+            loads = rows + vectors * width
             step = max(fmas, 4.0, vectors * width + rows / 2, stream) + _STEP_OVERHEAD + _LOAD * (rows + vectors)
+            step += max(0.0, loads - _HIDDEN * fmas)
             cycles += number * panels * (step * steps + fmas + _TILE_OVERHEAD)
         if best is None or cycles < best.cycles:
             best = Tiling(vectors, panels, count, base, extra, cycles, unit)
