@@ -89,7 +89,7 @@ def assert_same_bits(graph: Graph, inputs: list[np.ndarray], targets: list[str])
     (want,) = interpret(lowered(graph), *inputs)
     assert np.all(np.isfinite(want)) and np.ptp(want) > 0
     for target in targets:
-        got = compile_graph(graph, Options(target=target))(*inputs)
+        got = compile_graph(graph, Options(target=target, integers="always"))(*inputs)
         np.testing.assert_array_equal(got, want, err_msg=target)
 
 

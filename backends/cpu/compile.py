@@ -15,8 +15,9 @@ from secateur.backends.cpu.emit import emit
 from secateur.backends.cpu.legalize import legalize
 from secateur.backends.cpu.lower import Lowered, Step, lower
 from secateur.backends.cpu.plan import plan
+from secateur.backends.cpu.prefer import keep_float
 from secateur.backends.cpu.quantized import check_request, executor, lowered, quantized
-from secateur.backends.cpu.target import find_target
+from secateur.backends.cpu.target import Target, find_target
 from secateur.backends.cpu.toolchain import FLAGS, build, find_compiler
 from secateur.backends.cpu.views import ARENA, WEIGHT, Buffer
 from secateur.ir.diagnostics import CompileError
@@ -48,6 +49,8 @@ class Options:
         name: prefix of all C symbols, lower-case letters, digits and underscores.
         quantize: how a float graph is quantised first: a recipe, or the name of one.
         calibration: for that: what real inputs look like, in any form that `open_batches` takes.
+        integers: where quantised products work in integers: `auto` where floats are not estimated to be faster on
+            the target, `always` wherever they can, which gives the same bits on every target.
 
     Raises:
         CompileError: a name, a recipe or a number of threads that cannot be; calibration data with nothing to
@@ -61,6 +64,7 @@ class Options:
     name: str = "model"
     quantize: str | Recipe | None = None
     calibration: Any = None
+    integers: str = "auto"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", self.name):
@@ -69,6 +73,8 @@ class Options:
             raise CompileError(f"the name {self.name!r} means something else in C or in the artefact")
         if self.threads is not None and not 1 <= self.threads <= 256:
             raise CompileError(f"threads must be 1 to 256, got {self.threads}")
+        if self.integers not in ("auto", "always"):
+            raise CompileError(f"integers must be 'auto' or 'always', got {self.integers!r}")
         check_request(self.quantize, self.calibration)
 
 
@@ -106,7 +112,7 @@ def compile_to(folder: Path, graph: Graph, options: Options = DEFAULTS, progress
     name, count = options.name, options.threads or 0
     machine, compiler = find_target(options.target), find_compiler(options.cc)
     inputs, outputs = _describe(graph.inputs), _describe(graph.outputs)
-    optimized, passes, record = _prepared(graph, options, report)
+    optimized, passes, record = _prepared(graph, options, machine, report)
     report("passes", 1.0)
     legalize(optimized, machine)
     program = lower(optimized, machine, lambda share: report("kernels", share))
@@ -142,7 +148,9 @@ def compile_to(folder: Path, graph: Graph, options: Options = DEFAULTS, progress
     )
 
 
-def _prepared(graph: Graph, options: Options, report: Progress) -> tuple[Graph, list[PassRecord], dict[str, Any]]:
+def _prepared(
+    graph: Graph, options: Options, machine: Target, report: Progress
+) -> tuple[Graph, list[PassRecord], dict[str, Any]]:
     """All that happens to a graph before kernels are chosen: passes, quantisation, the backend's own passes.
 
     Returns:
@@ -156,9 +164,14 @@ def _prepared(graph: Graph, options: Options, report: Progress) -> tuple[Graph, 
         run = executor(lambda part: compile_graph(part, plain))
         result, record = quantized(result, options.quantize, options.calibration, run, report)
     has_integers = any(op.name in ("quantize", "dequantize") for op in result.walk())
+    kept = []
+    if has_integers and options.integers == "auto":
+        kept = [
+            {"op": str(item.op.span or item.op.name), "reason": item.reason} for item in keep_float(result, machine)
+        ]
     result = backend.run(result)
     if has_integers:
-        record |= lowered(result)
+        record |= lowered(result) | {"kept_float": kept}
     return result, [*passes.records, *backend.records], record
 
 

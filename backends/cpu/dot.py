@@ -109,4 +109,4 @@ def choose_dot(target: Target, left: DType, right: DType, sum: DType, shifted: b
         return Dot(left, quads, right, sum, 4)
     if _PAIRS in features or "avx2" in features:
         return Dot(left, DType.I16, right, sum, 2, 2.0, 4)
-    return Dot(left, left, right, sum, 1, 4.0, 4)
+    return Dot(left, left, right, sum, 1, 1.6, 4)

@@ -92,10 +92,18 @@ def _match(job: Job) -> str:
     return check_epilogue(job)
 
 
+def _taps(job: Job, item: Window) -> Taps:
+    """Two rows of the result together where they share what they read."""
+    together = item.stride[0] == item.dilation[0] == 1 and item.out_height > 1 and item.kernel[0] > 1
+    return Taps(item.kernel, item.stride[0], 2 if together else 1, 4 if _VNNI & set(job.target.features) else 2)
+
+
 def _cost(job: Job) -> float:
     item = window(job)
+    taps = _taps(job, item)
+    products = len(taps.weights(0)[1]) * item.kernel[1] * (1 if taps.group == 4 else 2)
     vectors = -(-item.channels // job.target.lanes)
-    return item.images * item.out_height * item.out_width * vectors * (item.kernel[0] * item.kernel[1] * 0.8 + 8) + 500
+    return item.images * item.out_height * item.out_width * vectors * (products * 0.6 + 7) + 500
 
 
 def _emit(job: Job) -> Kernel:
@@ -121,10 +129,8 @@ class _Writer:
         self.ctype = CTYPE[self.dtype]
         self.lanes = job.target.lanes
         self.into = job.result_type.dtype
-        together = item.stride[0] == item.dilation[0] == 1 and item.out_height > 1 and item.kernel[0] > 1
-        group = 4 if _VNNI & set(job.target.features) else 2
-        self.taps = Taps(item.kernel, item.stride[0], 2 if together else 1, group)
-        self.shift = 128 if group == 4 and self.dtype is DType.I8 else 0
+        self.taps = _taps(job, item)
+        self.shift = 128 if self.taps.group == 4 and self.dtype is DType.I8 else 0
         self.blocks = -(-item.out_height // self.taps.rows)
         self.pixels = self._pixels()
         # Weights stay in registers where they fit beside the sums and a few groups.
