@@ -17,7 +17,7 @@ from secateur.passes.quantize.driver import Quantized
 from secateur.passes.quantize.forms import decibels
 from secateur.passes.quantize.insert import Settings, insert, insert_switched
 from secateur.passes.quantize.plan import make_plan
-from secateur.passes.quantize.stream import Run, interpreted, relative_noise
+from secateur.passes.quantize.stream import Run, comparable, interpreted, relative_noise
 
 Results = list[list[np.ndarray]]
 
@@ -64,7 +64,7 @@ def sensitivity(
     """
     attempt = made.attempt
     switches = switchable(made)
-    graph = insert_switched(attempt.graph, attempt.plan, attempt.settings, switches)
+    graph = comparable(insert_switched(attempt.graph, attempt.plan, attempt.settings, switches))
     execute = (run or interpreted)(graph)
     held = [batch for batch, _ in zip(open_batches(batches, attempt.graph), range(samples))]
     total = 2 * len(switches) + 2

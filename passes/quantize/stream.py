@@ -110,9 +110,28 @@ def copied(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
     return copy, mapping
 
 
+def comparable(graph: Graph) -> Graph:
+    """The graph with float results: for one of another type, as that of argmax, the floats it is made of."""
+    if all(value.type.dtype.is_float for value in graph.outputs):
+        return graph
+    copy = graph.clone()
+    copy.outputs = [_floats_behind(value) for value in copy.outputs]
+    DeadCode().run(copy)
+    return copy
+
+
+def _floats_behind(value: Value) -> Value:
+    behind = value
+    while not behind.type.dtype.is_float:
+        if behind.op is None or not behind.op.operands or behind.op.name == "quantize":
+            return value
+        behind = behind.op.operands[0]
+    return behind
+
+
 def results(graph: Graph, batches: Batches, run: Run, most: int) -> list[list[np.ndarray]]:
-    """What a graph gives for the first `most` of the judging batches."""
-    execute = run(graph)
+    """What a graph gives for the first `most` of the judging batches, as `comparable` has it."""
+    execute = run(comparable(graph))
     return [[np.asarray(array) for array in execute(*batch)] for batch in islice(batches.judging(), most)]
 
 

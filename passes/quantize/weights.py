@@ -10,6 +10,7 @@ from secateur.passes.quantize.forms import TINY, W4, W8, Form
 from secateur.passes.quantize.recipe import Scheme
 
 FORMS = {"int8": W8, "int4": W4}
+BLOCK = 1 << 16  # weights looked at together, so that they stay in the cache while scales are tried
 LARGEST_BIAS = 2.0**30  # of a bias in steps of the accumulator
 
 
@@ -54,29 +55,40 @@ def find_scales(
         least: f32 [O], scales must not be below.
     """
     form = FORMS[scheme.weights]
-    rows = weights.reshape(len(weights), -1).astype(np.float64)
+    rows = weights.reshape(len(weights), -1).astype(np.float32)
     if not rows.size:
         return np.ones((len(weights), 1), np.float32)
-    size = group_of(weights.shape, scheme)
-    parts = rows.reshape(len(rows), -1, size)
-    counted = np.ones(rows.shape) if importance is None else np.broadcast_to(importance, rows.shape)
-    counted = counted.reshape(parts.shape)
-    full = np.abs(parts).max(2) / form.high
+    parts = rows.reshape(len(rows), -1, group_of(weights.shape, scheme))
+    weight = np.ones(1) if importance is None else importance / max(float(np.max(importance)), 1e-30)
+    counted = np.broadcast_to(weight.astype(np.float32), rows.shape).reshape(parts.shape)
+    full = np.abs(parts).max(2).astype(np.float64) / form.high
     if not scheme.per_channel:
         full = np.full_like(full, full.max())
     full = np.where(full == 0, 1.0, full)
-    best, error = full, np.full(full.shape, np.inf)
     shares = np.linspace(1.0, 0.8, 21) if form is W8 else np.linspace(1.0, 0.2, 65)
-    for share in shares:
-        scale = full * share
-        steps = np.clip(np.rint(parts / scale[:, :, None]), form.low, form.high)
-        now = (np.square(steps * scale[:, :, None] - parts) * counted).sum(2)
-        if not scheme.per_channel:
-            now = np.full_like(now, now.sum())
-        best, error = np.where(now < error, scale, best), np.minimum(now, error)
+    errors = _errors(parts, counted, np.maximum(full, TINY), shares, form)
+    if not scheme.per_channel:
+        errors = np.broadcast_to(errors.sum((1, 2), keepdims=True), errors.shape)
+    best = full * shares[errors.argmin(0)]
     if least is not None:
         best = np.maximum(best, least[:, None])
     return np.maximum(best, TINY).astype(np.float32)
+
+
+def _errors(parts: np.ndarray, counted: np.ndarray, full: np.ndarray, shares: np.ndarray, form: Form) -> np.ndarray:
+    """Sum of counted squared errors f64 [shares, O, G] of parts f32 [O, G, g] for scales that are shares of `full`."""
+    found = np.empty((len(shares), *full.shape))
+    rows = max(1, BLOCK // parts[0].size)
+    for start in range(0, len(parts), rows):
+        x, weight = parts[start : start + rows], counted[start : start + rows]
+        for number, share in enumerate(shares):
+            scale = (full[start : start + rows, :, None] * share).astype(np.float32)
+            off = np.rint(x / scale)
+            np.clip(off, form.low, form.high, out=off)
+            off *= scale
+            off -= x
+            found[number, start : start + rows] = np.einsum("ogk,ogk,ogk->og", off, off, weight)
+    return found
 
 
 def nearest(weights: np.ndarray, scales: np.ndarray, form: Form) -> np.ndarray:

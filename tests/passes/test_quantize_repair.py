@@ -311,3 +311,14 @@ def test_report_is_plain_data(rng: np.random.Generator) -> None:
     assert json.loads(json.dumps(report)) == report
     assert {entry["form"] for entry in report["tensors"]} == {"u8", "i16"}
     assert all(entry["sqnr"] > 10 for entry in report["ops"] if not entry["reason"])
+
+
+def test_a_result_of_numbers_of_classes_is_judged_by_the_floats_behind_it(rng: np.random.Generator) -> None:
+    graph = hostile(rng)
+    b = Builder(graph)
+    scores = graph.outputs[0]
+    graph.outputs = [b.argmax(scores, axis=1)]
+    given = batches(rng, graph, 12)
+    made = quantize(graph, given)
+    assert made.report["error"]["final"] > made.report["error"]["minmax"] + 8
+    assert sensitivity(made, given, samples=1)[0].alone > 0
