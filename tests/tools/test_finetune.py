@@ -99,11 +99,11 @@ def constants(graph: Graph) -> list[np.ndarray]:
 def test_distillation_brings_a_quantised_graph_closer_to_its_teacher(rng: np.random.Generator) -> None:
     teacher, student = pair(rng)
     batches = data(rng, teacher)
-    result = finetune(student, batches, distil(teacher), QUICK, masters=float_constants(teacher))
-    assert result.best > result.start and result.best_step > 0 and result.steps == 60
-    x = np.concatenate([batch[0] for batch in batches])
-    wanted, before, after = (trainable(g)(torch.from_numpy(x))[0] for g in (teacher, student, result.graph))
-    assert (after - wanted).square().mean() < 0.8 * (before - wanted).square().mean()
+    soft = distil(teacher, Distillation(share=1.0))
+    settings = Settings(steps=150, rate=3e-3, evaluate_every=25)
+    result = finetune(student, batches, soft, settings, masters=float_constants(teacher))
+    assert result.best_step > 0 and result.steps == 150
+    assert 0 < -result.best < -0.8 * result.start  # the score is minus the divergence from the teacher
 
 
 def test_the_result_is_what_was_simulated(rng: np.random.Generator) -> None:
