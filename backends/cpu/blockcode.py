@@ -64,7 +64,7 @@ class BlockCode:
         tiles = -(-columns // COLUMNS)
         inputs = "".join(f", const {left} *x{i}" for i in range(rows)) + ", int32_t *t" + ", long low" * (rows > 1)
         lines = [f"BLOCK NAME_block{rows}_{columns}(const {right} *b{inputs}, {self.parameters()}) {{"]
-        lines += [*self._before(columns), "long i = 0;"]
+        lines += ["MEMORY_IS_READ;", *self._before(columns), "long i = 0;"]
         lines += [f"_tile_zero({2 * i + j});" for i, j in product(range(rows), range(tiles))]
         straight = self.source.runs * self.steps.count <= STRAIGHT
         lines += self._straight(rows, tiles, columns) if straight else self._loops(rows, tiles, columns)

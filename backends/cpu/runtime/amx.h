@@ -26,6 +26,9 @@ INLINE void configure_tiles(int rows, int bytes) {
 
 #define BLOCK static __attribute__((noinline, unused)) void
 
+/* Not every compiler knows that tile instructions read memory. */
+#define MEMORY_IS_READ __asm__ volatile("" ::: "memory")
+
 /* Sums that wait for their epilogue: `rows` of them at `t`, for the result from element `at` and `column` on, in a
  * panel of the kind that all have (0) or the last one (1). */
 struct waiting {
