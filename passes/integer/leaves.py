@@ -133,9 +133,10 @@ def unquantized_weights(graph: Graph) -> None:
     Those a kernel reads as they are: fewer bytes of weights are what makes a product of few rows fast.
     """
     for op in graph.find("dequantize"):
-        users = op.result.users
-        array = known(op.operands[0])
-        if array is None or any(user.name in ("linear", "reshape") for user in users):
+        users = [
+            inner for user in op.result.users for inner in (user.result.users if user.name == "reshape" else [user])
+        ]
+        if known(op.operands[0]) is None or any(user.name == "linear" for user in users):
             continue
         graph.replace(op, [Builder(graph, op, op.span).constant(run_op(op, [_must(v) for v in op.operands])[0])])
 

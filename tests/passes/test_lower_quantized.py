@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from secateur.ir.builder import Builder
+from secateur.ir.diagnostics import CompileError
 from secateur.ir.graph import Graph, Value
 from secateur.ir.interpret import interpret
 from secateur.ir.rewrite import RewriteStats
@@ -37,7 +38,7 @@ class Island:
         return self.b.dequantize(value, *self.parameters(scale or 2 ** self.rng.uniform(-9, -4), point, dtype))
 
     def parameters(self, scale: float, zero: int, dtype: DType) -> tuple[Value, Value]:
-        return self.b.constant(np.float32(scale).reshape(())), self.b.constant(np.asarray(zero, dtype.numpy))
+        return self.b.constant(np.asarray(scale, np.float32)), self.b.constant(np.asarray(zero, dtype.numpy))
 
     def weight(self, *shape: int) -> Value:
         integers = self.rng.integers(-127, 128, shape).astype(np.int8)
@@ -62,9 +63,9 @@ class Island:
         reach = self.rng.uniform(0.7, 1.2)
         start, end = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
         if dtype is DType.I16 or (zero == 0 and dtype is DType.I8):
-            scale, point = max(-start, end, 1e-9) * reach / high, 0
+            scale, point = max(-start, end, 1e-3) * reach / high, 0
         else:
-            scale = max(end - start, 1e-9) * reach / (high - low)
+            scale = max(end - start, 1e-3) * reach / (high - low)
             point = int(np.clip(round(low - start / scale), low, high))
         return self.b.returns(self.b.quantize(value, *self.parameters(scale, point, dtype)))
 
@@ -238,3 +239,90 @@ def test_integers_are_within_a_step_of_real_numbers(name: str) -> None:
         different += int(np.count_nonzero(apart))
         total += apart.size
     assert different <= SHARE.get(name, 0.01) * total, f"{different} of {total}"
+
+
+# What is particular --------------------------------------------------------------------------------
+
+
+def test_channels_of_zeros_and_heavy_biases() -> None:
+    """Weights of zero with any scale at all, and a bias of more steps than 32 bits hold."""
+    one = Island(0)
+    b, x = one.b, one.leaf(6, 8, dtype=DType.U8, scale=0.01, zero=7)
+    integers = one.rng.integers(-127, 128, (4, 8)).astype(np.int8)
+    integers[1], integers[2] = 0, 0
+    scale = np.float32([[0.01], [1.0], [1e-30], [1e-12]])
+    w = b.dequantize(b.constant(integers), b.constant(scale), b.constant(np.zeros((), np.int8)))
+    graph = one.close(b.linear(x, w, b.constant(np.float32([0.5, 0.0, -3.0, 2.0]))), DType.I8)
+    integer_graph, _ = lowered(graph)
+    assert_all_integers(integer_graph)
+    (want,), (got,) = (interpret(item, *one.arrays) for item in (graph, integer_graph))
+    assert np.abs(got.astype(int) - want).max() <= 1
+    assert np.all(got[:, 2] == want[0, 2]) and np.all(got[:, 3] == want[0, 3])
+
+
+def refused(build: Callable[[Island], Value]) -> tuple[Graph, str]:
+    one = Island(SEED)
+    graph, stats = lowered(one.close(build(one), DType.U8))
+    return graph, " ".join(reason for _, reason in stats.refused)
+
+
+def test_what_stays_float_says_why_and_has_float_weights() -> None:
+    def asymmetric(i: Island) -> Value:
+        integers = i.rng.integers(-128, 128, (4, 8)).astype(np.int8)
+        w = i.b.dequantize(i.b.constant(integers), i.b.constant(np.float32([[0.01]])), i.b.constant(np.int8([[-90]])))
+        return i.b.conv(
+            i.b.reshape(i.leaf(1, 8, dtype=DType.U8), shape=(1, 8, 1)),
+            i.b.reshape(w, shape=(4, 8, 1)),
+            stride=(1,),
+            padding=(0, 0),
+            dilation=(1,),
+        )
+
+    graph, why = refused(asymmetric)
+    assert "the weights are not quantised" in why or "do not fit i8" in why
+    assert len(graph.find("conv")) == 1 and graph.find("conv")[0].result.type.dtype is DType.F32
+    assert [op.name for op in graph.ops if op.name == "dequantize"] == ["dequantize"]  # that of the input
+
+    _, why = refused(lambda i: i.b.linear(i.leaf(5, 16, dtype=DType.I16), i.weight(4, 16)))
+    assert "an operand is i16, a product takes 8 bits" in why
+    _, why = refused(lambda i: i.b.div(i.leaf(5, 16), i.leaf(5, 1)))
+    assert "division" in why or "several quantised tensors" in why
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+def test_a_scale_that_is_no_step_is_refused(scale: float) -> None:
+    one = Island(0)
+    b = one.b
+    x = one.leaf(3, 4)
+    graph = b.returns(
+        b.quantize(b.relu(x), b.constant(np.asarray(scale, np.float32)), b.constant(np.asarray(0, np.uint8)))
+    )
+    with pytest.raises(CompileError, match="quantize: a scale is"):
+        LowerQuantized().run(graph)
+
+
+def test_weights_that_are_u8_around_128_are_i8() -> None:
+    one = Island(1)
+    b, x = one.b, one.leaf(5, 16, dtype=DType.U8)
+    w = b.dequantize(
+        b.constant(one.rng.integers(0, 256, (4, 16)).astype(np.uint8)),
+        b.constant(np.asarray(0.01, np.float32)),
+        b.constant(np.asarray(128, np.uint8)),
+    )
+    graph = one.close(b.linear(x, w), DType.U8)
+    integers, _ = lowered(graph)
+    assert_all_integers(integers)
+    assert integers.find("linear")[0].operands[1].type.dtype is DType.I8
+
+
+def test_long_sums_that_could_leave_32_bits_stay_float() -> None:
+    one = Island(2)
+    b, x = one.b, one.leaf(1, 80_000, dtype=DType.U8, zero=0)
+    w = b.dequantize(
+        b.constant(np.full((2, 80_000), 127, np.int8)),
+        b.constant(np.asarray(0.01, np.float32)),
+        b.constant(np.zeros((), np.int8)),
+    )
+    graph, stats = lowered(one.close(b.linear(x, w), DType.U8))
+    assert graph.find("linear")[0].result.type.dtype is DType.F32
+    assert any("may leave 32 bits" in why for _, why in stats.refused)
