@@ -36,8 +36,14 @@ def _weights(op: Op) -> str:
 
 
 def matching(pattern: str, named: dict[Op, str]) -> set[Op]:
-    """The operations that a pattern names, in any of their names."""
-    return {op for op, label in named.items() if any(fnmatchcase(name, pattern) for name in _aliases(op, label))}
+    """The operations that a pattern names, in any of their names, or what follows a dot in one: `encoder.0.*` finds
+    `model.encoder.0.dense`."""
+    return {op for op, label in named.items() if any(_fits(name, pattern) for name in _aliases(op, label))}
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[start:]), pattern) for start in range(len(parts)))
 
 
 def _aliases(op: Op, label: str) -> Iterable[str]:

@@ -58,8 +58,8 @@ class Recipe:
         damp, block, act_order: of gptq: share of the mean diagonal that is added to it, columns to a block, and
             whether columns go by importance.
         overrides: name pattern -> one of float, int8, int8-per-tensor, int4, weights-int8, weights-int4. Patterns are
-            those of fnmatch and match the module path, the weights' name, the op's name or its label in the report;
-            the last that matches counts.
+            those of fnmatch and match the module path, the weights' name, the op's name or its label in the report,
+            from the beginning or behind any dot; the last that matches counts.
         keep_float: patterns of operations that stay float.
         first, last: False keeps the first or the last product float.
         batches: at most so many are read; 0 for all.

@@ -50,7 +50,8 @@ ANCHORS = ("product", "attention", "norm")
 # Their results are integers of their own making; where only floats are wanted of them 16 bits say enough.
 BOUNDED = ("attention", "norm", "function", "join", "gate", "mean")
 
-MOST_TERMS = (2**31 - 1) // (255 * 127)  # products of u8 and i8 that surely fit an i32
+LARGEST_BIAS = 2**30  # in steps of the accumulator: half of what an i32 holds
+MOST_TERMS = (2**31 - 1 - LARGEST_BIAS) // (255 * 127)  # products of u8 and i8 that surely fit the other half
 
 
 def _long(terms: int) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 
 from secateur.passes.quantize.forms import TINY, W4, W8, Form
 from secateur.passes.quantize.recipe import Scheme
+from secateur.passes.quantize.table import LARGEST_BIAS
 
 FORMS = {"int8": W8, "int4": W4}
 BLOCK = 1 << 16  # weights looked at together, so that they stay in the cache while scales are tried
-LARGEST_BIAS = 2.0**30  # of a bias in steps of the accumulator
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def pack(integers: np.ndarray, scales: np.ndarray, shape: tuple[int, ...], schem
 
 
 def least_scales(bias: np.ndarray | None, input_scale: float) -> np.ndarray | None:
-    """The scales below which a bias, counted in steps of the accumulator, would leave 32 bits."""
+    """The scales below which a bias, counted in steps of the accumulator, would leave too little of its 32 bits."""
     if bias is None:
         return None
     return (np.abs(bias.astype(np.float64)) / (input_scale * LARGEST_BIAS)).astype(np.float32)

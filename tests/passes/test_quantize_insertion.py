@@ -137,3 +137,17 @@ def test_weights_alone_need_no_data() -> None:
     assert max(shares(graph, made.graph, draw(graph, 1)[0])) < 0.02
     with pytest.raises(CompileError, match="quantised activations need calibration data"):
         quantize(graph, None)
+
+
+def test_patterns_match_behind_any_dot() -> None:
+    text = "graph @m(%x: f32[2,8]) -> (f32[2,8]) {\n"
+    for i in range(2):
+        text += f"  %w{i} = constant @model.encoder.layer.{i}.dense.weight : f32[8,8]\n"
+    text += "  %0 = linear(%x, %w0) : f32[2,8]\n  %1 = linear(%0, %w1) : f32[2,8]\n  return %1\n}\n"
+    graph = read(text)
+    for pattern in ("encoder.layer.0.*", "layer.0.dense", "*layer.0*", "model.encoder.layer.0.dense.weight"):
+        report = quantize(graph, draw(graph, 4), Recipe(overrides={pattern: "float"})).report
+        reasons = [entry["reason"] for entry in report["ops"]]
+        assert reasons == [f"override {pattern!r}", ""]
+    with pytest.raises(CompileError, match=r"no operation is called 'coder\.layer"):
+        quantize(graph, draw(graph, 4), Recipe(overrides={"coder.layer.0.*": "float"}))
