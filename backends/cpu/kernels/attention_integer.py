@@ -10,7 +10,7 @@ from __future__ import annotations
 from secateur.backends.cpu.attention_plan import Plan, make_plan, products
 from secateur.backends.cpu.band import copy_elements
 from secateur.backends.cpu.cexpr import CTYPE, BodyWriter, from_memory, to_memory
-from secateur.backends.cpu.dot import Dot, choose_dot
+from secateur.backends.cpu.dot import Dot
 from secateur.backends.cpu.kernel import Example, Family, Job, Kernel, family
 from secateur.backends.cpu.kernels.matmul import pack_panel, strided_offset
 from secateur.backends.cpu.tile import Epilogue, check_epilogue
@@ -32,11 +32,13 @@ def _match(job: Job) -> str:
 
 
 def _cost(job: Job) -> float:
+    """Products, a dozen instructions for a vector of scores, and what packing takes."""
     q, k, v = job.anchor.operands[:3]
     rows, keys = numel(q.shape[:-1]), k.shape[-2]
-    dot = choose_dot(job.target, DType.I8, DType.I8, DType.I32)
-    steps = rows * keys * (q.shape[-1] + v.shape[-1]) / dot.group * dot.cycles
-    return (steps * 1.2 + rows * keys * 20.0) / job.target.lanes + 500.0
+    plan, lanes = make_plan(job), job.target.lanes
+    step = 0.1 if plan.tiles else plan.scores.cycles * 0.6
+    steps = rows * keys * (q.shape[-1] + v.shape[-1]) / plan.scores.group
+    return (steps * step + rows * keys * 12.0) / lanes + (k.type.bytes + v.type.bytes) * 0.3 + 500.0
 
 
 def _accepts(job: Job, position: int, view: View) -> bool:
