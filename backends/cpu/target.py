@@ -48,6 +48,7 @@ _V2 = ("sse4_2", "ssse3", "popcnt")
 _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_V4, "avx512_vnni")
+_VBMI = (*_VNNI, "avx512vbmi")  # permutations of bytes, for tables
 _AMX = ("amx_tile", "amx_int8")
 _HERE = platform.machine()
 
@@ -70,7 +71,8 @@ TARGETS: dict[str, Target] = {
         _x86(3, "x86-64-v3-vnni", 32, (*_V3, "avx_vnni"), "avxvnni"),
         _x86(4, "x86-64-v4", 64, _V4),
         _x86(4, "x86-64-v4-vnni", 64, _VNNI, "avx512vnni"),
-        _x86(4, "x86-64-v4-amx", 64, (*_VNNI, *_AMX), "avx512vnni", "amx-tile", "amx-int8"),
+        _x86(4, "x86-64-v4-vbmi", 64, _VBMI, "avx512vnni", "avx512vbmi"),
+        _x86(4, "x86-64-v4-amx", 64, (*_VBMI, *_AMX), "avx512vnni", "avx512vbmi", "amx-tile", "amx-int8"),
         Target(
             "aarch64", 16, 32, ("-march=armv8-a",), "generic", ("asimd",), "aarch64", "aarch64-linux-gnu", 512 << 10
         ),
