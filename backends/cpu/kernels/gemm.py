@@ -23,6 +23,7 @@ from secateur.ir.types import DType
 
 DTYPES = (DType.F32, DType.F64, DType.I32, DType.I64)
 BAND_BYTES = 192 << 10  # of the input, copied or read, that one unit works on
+_RUN = 50.0  # cycles around the tiles of a row of the image
 UNITS = 16  # units wanted, so that threads share evenly
 
 
@@ -53,7 +54,7 @@ def _cost(job: Job) -> float:
     tiling = item.tiling(job.target)
     runs = 1 if item.flat else item.images * item.groups * (1 if tiling.unit else item.out_height)
     converted = 0 if item.dot.left is item.dot.source else job.anchor.operands[0].type.numel
-    return tiling.cycles * runs + converted / job.target.lanes + 300.0
+    return (tiling.cycles + _RUN) * runs + converted / job.target.lanes + 300.0
 
 
 def _epilogue(job: Job, item: Problem, tiling: Tiling) -> Epilogue:
