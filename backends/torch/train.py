@@ -181,7 +181,8 @@ class _Training(Lowering):
         assert scale_op is not None and zero_op is not None
         scale, zero = scale_op.attrs["value"], zero_op.attrs["value"]
         low, high = _code_range(codes)
-        master = _master(codes, scale, zero, self.masters.get(name))
+        known = self.masters.get(name, self.masters.get(name.removesuffix("_quantized")))  # as ONNX Runtime names them
+        master = _master(codes, scale, zero, known)
         start = lsq_step(master, high, scale.shape) if self.initial == "lsq" else None
         held = self.hold("w_" + (name or "weight"), to_torch(master), parameter=True, gradient=True)
         offset = self.hold("zero_" + (name or "weight"), to_torch(zero))

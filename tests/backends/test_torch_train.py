@@ -208,6 +208,10 @@ def test_float_weights_start_from_what_they_were(rng: np.random.Generator) -> No
     np.testing.assert_array_equal(master[1:], w[1:])
     assert master[0, 0] != other[0, 0]
     np.testing.assert_array_equal(weights(to_graph(module, graph))["w"], weights(graph)["w"])
+    graph.find("constant")[0].attrs["name"] = "w_quantized"  # what ONNX Runtime calls the codes of w
+    assert torch.equal(
+        trainable(graph, masters={"w": other}).get_parameter("w_w_quantized"), module.get_parameter("w_w")
+    )
 
 
 def test_lsq_start(rng: np.random.Generator) -> None:
