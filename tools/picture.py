@@ -19,7 +19,7 @@ from secateur.tools.console import size
 
 # Family -> fill colour and operations; what is listed nowhere is elementwise or "other".
 FAMILIES: dict[str, tuple[str, str]] = {
-    "linear algebra": ("#a8d5ba", "matmul linear einsum conv conv_transpose attention"),
+    "linear algebra": ("#a8d5ba", "matmul linear linear_grouped einsum conv conv_transpose attention"),
     "normalisation": ("#f6d6a8", "softmax log_softmax layer_norm rms_norm group_norm batch_norm"),
     "reduction": ("#f2b5a7", "argmax argmin cumsum cumprod topk sort max_pool avg_pool"),
     "movement": ("#d9d9d9", "reshape transpose broadcast_to slice flip concat pad resize"),
