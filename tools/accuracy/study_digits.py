@@ -128,7 +128,7 @@ def variants(room: Room, net: Net, split: Split, config: Config) -> Iterator[tup
     yield "int8", compiled(room, net, example, "int8", batches)
     graph = secateur.optimize(secateur.import_model(net, example))
     for name, recipe, steps, rate in (
-        ("int8, trained", "int8", config.steps8, 2e-4),
+        ("int8, trained", "int8", config.steps8, 1e-4),
         ("int4 weights, trained", "int4", config.steps4, 1e-3),
     ):
         start = quantize(graph, batches, recipe).graph
@@ -136,18 +136,18 @@ def variants(room: Room, net: Net, split: Split, config: Config) -> Iterator[tup
 
 
 def retrained(start: Graph, teacher: Graph, split: Split, settings: Settings) -> Graph:
-    """Quantisation-aware training on the training half, following the float network and the labels."""
+    """Quantisation-aware training on the training half, following the float network's logits.
 
-    def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    Without labels, since the aim is the float network's own answers: labels would train it on, in another direction.
+    """
+
+    def batches(epoch: int) -> Iterator[tuple[torch.Tensor]]:
         generator = torch.Generator().manual_seed(1000 * split.seed + epoch)
         endless = digits.batches(split, BATCH, generator)
-        return (next(endless) for _ in range(len(split.train_x) // BATCH))
+        return (next(endless)[:1] for _ in range(len(split.train_x) // BATCH))
 
-    objective = distil(teacher, Distillation(temperature=2.0, share=0.9))
-    held_out = [
-        (split.train_x[start : start + BATCH], split.train_y[start : start + BATCH])
-        for start in range(0, len(split.train_x) - BATCH + 1, BATCH)
-    ]
+    objective = distil(teacher, Distillation(temperature=2.0, share=1.0))
+    held_out = calibration(split, len(split.train_x) // BATCH)
     return finetune(start, batches, objective, settings, held_out=held_out).graph
 
 
