@@ -34,6 +34,10 @@ class Report(dict[str, Any]):
 
     def __str__(self) -> str:
         head = [f"{key:>16}: {value}" for key, value in self.items() if not isinstance(value, (list, dict))]
+        if "quantization" in self:
+            counts, conversions = self["quantization"]["products"], self["quantization"]["conversions"]
+            told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+            head.append(f"{'products':>16}: {told}; {conversions} conversions")
         rows = [("step", "kernel", "op", "result", "MFLOP", "KiB", "why")]
         for row in self["kernels"]:
             numbers = (f"{row['flops'] / 1e6:.2f}", f"{row['bytes'] / 1024:.0f}")

@@ -132,6 +132,7 @@ def test_a_model_is_quantised_and_says_so(recipe: str | secateur.Recipe) -> None
     assert 0 < error < (0.2 if getattr(recipe, "weights", "") == "int4" else 0.05)
     told = program.report()["quantization"]
     assert told["batches"] == 64 and told["error"]["final"] > 10
+    assert "products: 2 " in str(program.report())
     kind = "weights" if recipe == "weights-int8" else "integer"
     assert told["products"] == {"integer": 0, "weights": 0, "float": 0} | {kind: 2}
 

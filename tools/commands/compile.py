@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -140,7 +141,8 @@ def quantization_line(record: dict[str, Any]) -> str:
     )
     if record.get("error"):
         text += f"; {error_line(record)}"
-    return text
+    reasons = Counter(row["reason"] for row in record.get("ops", ()) if row["reason"])
+    return "\n".join([text, *(f"stay float: {count}, because {why}" for why, count in reasons.most_common())])
 
 
 def error_line(record: dict[str, Any]) -> str:

@@ -39,15 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT.ir", help="write the quantised model here, weights beside it")
     add_calibration_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn at random (%(default)s)")
-    parser.add_argument("--recipe", default="int8", metavar="RECIPE", help=f"one of {', '.join(RECIPES)} (%(default)s)")
+    parser.add_argument("--recipe", default="int8", metavar="RECIPE", help=f"{', '.join(RECIPES)} (%(default)s)")
     parser.add_argument("--weights", choices=WEIGHTS, help="instead of the recipe's")
     parser.add_argument("--activations", choices=ACTIVATIONS, help="instead of the recipe's; none: only weights")
     parser.add_argument("--group", type=int, metavar="N", help="weights alone: a scale for every N inputs of a layer")
     parser.add_argument(
         "--keep-float", action="append", default=[], metavar="PATTERN", help="operations by name, e.g. 'encoder.*'"
     )
-    schemes = f"PATTERN=SCHEME: another way for some operations; schemes are {', '.join(SCHEMES)}"
-    parser.add_argument("--override", action="append", default=[], metavar="P=S", help=schemes)
+    schemes = f"another way for some operations; schemes are {', '.join(SCHEMES)}"
+    parser.add_argument("--override", action="append", default=[], metavar="PATTERN=SCHEME", help=schemes)
     parser.add_argument(
         "--report", action="store_true", help="rank operations by the error each causes, and time them in both forms"
     )
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--delta",
         type=float,
         metavar="D",
-        help="the accuracy by --metric that may be lost, e.g. 0.01: find the fastest mix",
+        help="how much of the metric may be lost, e.g. 0.01: find the fastest mix",
     )
     parser.add_argument(
         "--evaluations", type=positive, default=40, metavar="N", help="most calls of the metric (%(default)s)"
