@@ -30,14 +30,15 @@ def check_request(quantize: str | Recipe | None, calibration: Any) -> None:
     if quantize is None:
         if calibration is not None:
             raise CompileError(
-                "calibration data is given, but nothing is to be quantised", hint='ask for it: quantize="int8"'
+                "calibration data is given, but nothing is to be quantised",
+                hint='say how: quantize="int8", or --quantize int8',
             )
         return
     recipe = recipe_of(quantize)
     if recipe.activations != "none" and calibration is None:
         raise CompileError(
             "quantised activations need calibration data: a few batches of real inputs",
-            hint='give it as calibration=, or quantise weights only: quantize="weights-int8"',
+            hint="give it as calibration (--calibration DATA), or quantise weights alone by the recipe weights-int8",
         )
 
 
