@@ -37,8 +37,9 @@ class Context:
     recipe: Recipe
     progress: Progress | None = None
 
-    def stream(self, graph: Graph, jobs: list[Job], stage: str, most: int = 0) -> None:
-        stream(graph, jobs, self.batches, self.run, most=most, progress=self.progress, stage=stage)
+    def stream(self, graph: Graph, jobs: list[Job], stage: str, most: int = 0, judging: bool = False) -> None:
+        progress = self.progress
+        stream(graph, jobs, self.batches, self.run, most=most, progress=progress, stage=stage, judging=judging)
 
 
 # What is seen -------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def smoothed(graph: Graph, plan: Plan, seen: Seen, context: Context) -> tuple[Gr
         jobs += [Job(op.operands, _trying(op, offers[-1], plan, seen, context, rng)) for op in joint.readers]
     if not offers:
         return None
-    context.stream(graph, jobs, "smoothing", min(4, context.recipe.samples))
+    context.stream(graph, jobs, "smoothing", min(4, context.recipe.samples), judging=True)
     taken = [offer for offer in offers if offer.best() >= 0]
     if not taken:
         return None

@@ -47,17 +47,19 @@ def stream(
     most: int = 0,
     progress: Progress | None = None,
     stage: str = "",
+    judging: bool = False,
     limit: int = LIMIT,
 ) -> None:
     """Feed jobs with what the graph computes on the batches (the first `most` of them, 0 for all).
 
-    The calibrating batches are gone over once, or again for every `limit` bytes of values.
+    The calibrating batches, or the judging ones, are gone over once, or again for every `limit` bytes of values.
     """
     parts = _parts(jobs, limit)
     for number, part in enumerate(parts):
         values = list(dict.fromkeys(value for job in part for value in job.values))
         execute = watched(graph, values, run)
-        for done, batch in enumerate(islice(batches.calibrating(), most or None), 1):
+        some = batches.judging() if judging else batches.calibrating()
+        for done, batch in enumerate(islice(some, most or None), 1):
             arrays = execute(batch)
             for job in part:
                 job.take([arrays[value] for value in job.values])
