@@ -180,6 +180,17 @@ INLINE v_u8 entries_u8(v_u8 place, const void *table) {
     const __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(t + 2), at, _mm512_loadu_si512(t + 3));
     return (v_u8)_mm_mask_mov_epi8(_mm512_castsi512_si128(low), _mm_movepi8_mask((__m128i)place),
                                    _mm512_castsi512_si128(high));
+#elif defined(__AVX512BW__) && VECTOR_BYTES == 64
+    /* The same with words: 128 of them, of which the lowest bit picks a byte. */
+    const __m512i *t = table;
+    const __m256i wide = _mm256_cvtepu8_epi16((__m128i)place);
+    const __m512i at = _mm512_castsi256_si512(_mm256_srli_epi16(wide, 1));
+    const __m512i low = _mm512_permutex2var_epi16(_mm512_loadu_si512(t), at, _mm512_loadu_si512(t + 1));
+    const __m512i high = _mm512_permutex2var_epi16(_mm512_loadu_si512(t + 2), at, _mm512_loadu_si512(t + 3));
+    const __mmask32 upper = _mm512_test_epi16_mask(at, _mm512_set1_epi16(64));
+    const __m256i words = _mm512_castsi512_si256(_mm512_mask_mov_epi16(low, upper, high));
+    const __m256i part = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(1)), 3);
+    return (v_u8)_mm256_cvtepi16_epi8(_mm256_srlv_epi16(words, part));
 #else
     v_u8 r;
     for (int i = 0; i < LANES; i++) r[i] = ((const uint8_t *)table)[place[i]];
