@@ -253,6 +253,7 @@ def culprits_table(result: Result) -> Any:
     if result.costs:
         caption += (
             f"; one run takes {duration(result.costs.quantized)} quantised, {duration(result.costs.floating)} float"
+            f"\ntimes are of whole kernels: what is computed in one with another operation has none of its own"
         )
     columns = ["", "operation", "op", "weights", "error alone>", "error without>", "gain>", "time>", "float>", "costs>"]
     return table("What each operation does to the results, the worst first", columns, rows, caption)
