@@ -80,7 +80,7 @@ class Batches:
         return (batch for number, batch in enumerate(self) if number % EVERY != EVERY - 1)
 
     def judging(self) -> Iterator[Batch]:
-        """The batches that decide what is kept: every fourth, of which no range or weight is made; all of fewer than four."""
+        """The batches that decide what is kept: every fourth, of which no range is made; all of fewer than four."""
         few = self.count < EVERY
         return (batch for number, batch in enumerate(self) if few or number % EVERY == EVERY - 1)
 
