@@ -10,13 +10,16 @@ from secateur.ir.rewrite import RewriteStats, apply_rules
 from secateur.passes.base import Pass
 from secateur.passes.integer import movement, norms, products, requantize
 from secateur.passes.integer.leaves import unquantized_weights
+from secateur.passes.integer.merge import merge_layers
 from secateur.passes.rules import topic
 
 SUMS = ("zero_point_of_residual", "number_of_sum", "constant_of_sum")
 MOVEMENT = [*(item for item in topic("quantized") if item.name not in SUMS), *movement.RULES]
+BIAS = [item for item in topic("linear") if item.name == "linear_bias"]
+# One way of writing each thing first: dequantize sinks and quantize rises through movements, weights are of `linear`.
+FORMS = [*MOVEMENT, *BIAS, products.matmul_of_weights]
 # Every phase sees what the one before has made: dequantised i32 behind products, then one requantisation.
 PHASES = (
-    [*MOVEMENT, *(item for item in topic("linear") if item.name == "linear_bias"), products.matmul_of_weights],
     [*products.RULES, *norms.RULES, *MOVEMENT],
     requantize.RULES,
     [item for item in topic("quantized") if item.name in SUMS],
@@ -38,7 +41,8 @@ class LowerQuantized(Pass):
     tolerance: ClassVar[float] = 0.02
 
     def run(self, graph: Graph) -> RewriteStats:
-        stats = RewriteStats()
+        stats = apply_rules(graph, FORMS)
+        merge_layers(graph)
         for rules in PHASES:
             stats.add(apply_rules(graph, rules))
         unquantized_weights(graph)
