@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from secateur.backends.cpu.band import Source
+from secateur.backends.cpu.band import LINE, Source
 from secateur.backends.cpu.blocks import COLUMNS, DEPTH, Steps
 from secateur.backends.cpu.cexpr import CTYPE, to_memory
 from secateur.backends.cpu.dot import Dot
@@ -29,6 +29,7 @@ class BlockCode:
         lda: elements from a row of the left side to the next.
         height: rows of a tile.
         ldo: elements from a row of the result to the next.
+        ahead: lines of the next panel that every step fetches into the second-level cache; with 0, none.
     """
 
     dot: Dot
@@ -40,6 +41,7 @@ class BlockCode:
     result: DType
     ldo: int
     lanes: int
+    ahead: int = 0
 
     def functions(self, columns: int) -> list[str]:
         """Blocks of one and of two row tiles for panels of `columns`, and the epilogue of the last block alone."""
@@ -63,11 +65,15 @@ class BlockCode:
         left, right = CTYPE[self.dot.left], CTYPE[self.dot.right]
         tiles = -(-columns // COLUMNS)
         inputs = "".join(f", const {left} *x{i}" for i in range(rows)) + ", int32_t *t" + ", long low" * (rows > 1)
+        inputs += f", const {right} *next" * (self.ahead > 0)
         lines = [f"BLOCK NAME_block{rows}_{columns}(const {right} *b{inputs}, {self.parameters()}) {{"]
         lines += ["MEMORY_IS_READ;", *self._before(columns), "long i = 0;"]
         lines += [f"_tile_zero({2 * i + j});" for i, j in product(range(rows), range(tiles))]
-        straight = self.source.runs * self.steps.count <= STRAIGHT
-        lines += self._straight(rows, tiles, columns) if straight else self._loops(rows, tiles, columns)
+        lines += (
+            self._straight(rows, tiles, columns)
+            if self.source.runs * self.steps.count <= STRAIGHT
+            else self._loops(rows, tiles, columns)
+        )
         return "\n".join([*lines, "}"])
 
     def _products(self, rows: int, tiles: int, left: str, right: str) -> Iterator[tuple[list[str], tuple[int, int]]]:
@@ -111,6 +117,9 @@ class BlockCode:
         lines.append(f"for (long k = 0; k < {self.steps.count * size}; k += {size}, b += {step}) {{")
         for instructions, _ in self._products(rows, tiles, left, "b"):
             lines += instructions
+        if self.ahead:
+            fetch = f"_mm_prefetch((const char *)next + l * {LINE}, _MM_HINT_T1);"
+            lines += [f"UNROLL for (int l = 0; l < {self.ahead}; l++) {fetch}", f"next += {self.ahead * LINE};"]
         lines += self._piece(columns, self.source.runs * self.steps.count)
         lines += ["}"] * (1 + len(self.source.taps))
         stores = [self._store(i, j, tiles) for i, j in product(range(rows), range(tiles))]

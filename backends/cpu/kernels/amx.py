@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from secateur.backends.cpu.band import (
+    LINE,
     Problem,
     Source,
     copy_band,
@@ -24,7 +25,7 @@ from secateur.backends.cpu.band import (
     problem,
     source_of,
 )
-from secateur.backends.cpu.blockcode import BlockCode
+from secateur.backends.cpu.blockcode import STRAIGHT, BlockCode
 from secateur.backends.cpu.blocks import COLUMNS, PANEL, Grid, Steps, Units, pack_tiles
 from secateur.backends.cpu.cexpr import CTYPE
 from secateur.backends.cpu.dot import Dot
@@ -34,6 +35,7 @@ from secateur.backends.cpu.tile import Epilogue
 from secateur.ir.types import DType
 
 BYTES = (DType.I8, DType.U8)
+FETCHED = 64 << 10  # bytes of panels up to which fetching the next one was found to pay
 SLACK = 128  # bytes behind a band that the last rows may read and multiply by zero
 # Cycles, measured on Sapphire Rapids: a product takes one for each row of its left tile, a load 0.9 for each row,
 # a store one. What the epilogue takes is not counted, here or in the gemm family: products hide much of it.
@@ -126,7 +128,20 @@ class _Writer:
         item, result = self.item, self.job.result_type.dtype
         ldo, lanes = item.columns * item.groups, self.job.target.lanes
         parts = (item.dot, self.source, self.steps, self.lda, self.grid.height, self.epilogue)
-        return BlockCode(*parts, result, ldo, lanes)
+        return BlockCode(*parts, result, ldo, lanes, self.ahead)
+
+    @property
+    def ahead(self) -> int:
+        """Lines of the next panel that each step fetches: weights that units read once come from far away.
+
+        All blocks of a panel share the work; without it the first one would wait for all of the panel.
+        """
+        steps = self.source.runs * self.steps.count
+        blocks = -(-self.units.rows * (1 if self.grid.flat else self.grid.count) // 2)
+        long = steps * self.steps.bytes * PANEL > FETCHED  # the processor itself sees where these go on
+        if self.units.bands > 1 or self.grid.panels == 1 or blocks == 1 or steps <= STRAIGHT or long:
+            return 0
+        return -(-self.steps.bytes * PANEL // (blocks * LINE))
 
     @property
     def lda(self) -> int:
@@ -225,6 +240,11 @@ class _Writer:
         width = -(-columns // COLUMNS) * COLUMNS
         start = f"sums + half{f' + skip0 * {width}' if self.grid.skip else ''}"
 
+        steps = self.source.runs * self.steps.count
+        share = self.ahead * LINE * steps
+        first_tile = "t0" if self.grid.flat else "0"
+        ahead = f"b + {steps * self.steps.bytes * PANEL}L + (t - {first_tile}) / 2 * {share}L, " if self.ahead else ""
+
         def wait(rows: str) -> str:
             return f"done = (struct waiting){{{start}, {rows}, at0 + column, column, {kind}}};"
 
@@ -232,10 +252,10 @@ class _Writer:
             *self._place("t", "0"),
             "if (t + 1 < t1) {",
             *self._place("t + 1", "1"),
-            f"NAME_block2_{columns}(b, x0, x1, sums + half, {height}{second}, {done});",
+            f"NAME_block2_{columns}(b, x0, x1, sums + half, {height}{second}, {ahead}{done});",
             wait(f"{2 * height}{first}{second}"),
             "} else {",
-            f"NAME_block1_{columns}(b, x0, sums + half, {done});",
+            f"NAME_block1_{columns}(b, x0, sums + half, {ahead}{done});",
             wait(f"{height}{first}"),
             "}",
             f"half = {self._size} - half;",
