@@ -28,7 +28,7 @@ def row(lost: float, limit: float | None, ruin: bool = False) -> Row:
 
 def test_the_studies_in_miniature(tmp_path: Path) -> None:
     """Train, quantise, compile, run on held-out data, write: everything but the amount is real."""
-    assert command.main(["--small", "--only", "hostile,GPT", "--output", str(tmp_path)]) == 0
+    assert command.main(["--small", "--only", "hostile,GPT", "--threads", "1", "--output", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     rows = {(item["study"], item["variant"]): item for item in figures["rows"]}
     assert set(rows) == {
