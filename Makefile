@@ -24,6 +24,9 @@ bench: $(STAMP)
 	for model in resnet50 mobilenet_v2 minilm; do \
 	  $(RUN) secateur.tools.main bench zoo:$$model --threads 2 --against eager,onnxruntime,openvino || exit 1; \
 	done
+	for model in resnet50 mobilenet_v2 minilm bert_base; do \
+	  $(RUN) secateur.tools.main bench zoo:$$model --quantize int8 --threads 2 --against onnxruntime,openvino || exit 1; \
+	done
 
 accuracy: $(STAMP)
 	$(RUN) secateur.tools.accuracy --guide docs/accuracy.md
