@@ -102,7 +102,7 @@ def split_batch_norm(m: Match, b: Builder) -> Outcome:
     return b.add(scaled, b.constant(shift.reshape(shape), name=_bias_name(name)))
 
 
-@rule(f"mul(({CONTRACTION})(x, ...), s)", tolerance=1e-5)
+@rule(f"mul(({CONTRACTION})(x, ...), s)", tolerance=1e-5, finite=True)
 def scale_behind(m: Match, b: Builder) -> Outcome:
     """conv(x, w, b) * s == conv(x, w * s, b * s) for s per output channel"""
     op = m.op(0)
@@ -110,7 +110,7 @@ def scale_behind(m: Match, b: Builder) -> Outcome:
     return _scaled(m, b, op, factors)
 
 
-@rule(f"div(({CONTRACTION})(x, ...), s)", tolerance=1e-5)
+@rule(f"div(({CONTRACTION})(x, ...), s)", tolerance=1e-5, finite=True)
 def divide_behind(m: Match, b: Builder) -> Outcome:
     """conv(x, w, b) / s == conv(x, w / s, b / s) for s per output channel"""
     op = m.op(0)
@@ -132,7 +132,7 @@ def _scaled(m: Match, b: Builder, op: Op, factors: np.ndarray | None) -> Outcome
     return rebuild(b, op, weight * along(op, factors, output=True), None if bias is None else bias * factors)
 
 
-@rule(f"(add|sub)(({CONTRACTION})(x, ...), t)", tolerance=1e-5)
+@rule(f"(add|sub)(({CONTRACTION})(x, ...), t)", tolerance=1e-5, finite=True)
 def shift_behind(m: Match, b: Builder) -> Outcome:
     """conv(x, w, b) + t == conv(x, w, b + t) for t per output channel"""
     op = m.op(0)
@@ -153,7 +153,7 @@ def shift_behind(m: Match, b: Builder) -> Outcome:
     return b.op(op.name, [*op.operands[:2], bias], op.attrs).result
 
 
-@rule(f"({CONTRACTION})(mul(x, s), ...)", tolerance=1e-5)
+@rule(f"({CONTRACTION})(mul(x, s), ...)", tolerance=1e-5, finite=True)
 def scale_in_front(m: Match, b: Builder) -> Outcome:
     """conv(x * s, w, b) == conv(x, w * s, b) for s per input channel; zeros of the padding stay zeros"""
     op = m.root
