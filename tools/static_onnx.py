@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -36,9 +37,7 @@ def quantize_file(
     """
     prepared, fresh = target.with_name("prepared.onnx"), target.with_name("unfinished.onnx")
     try:
-        # Symbolic shape inference fails on exported transformers; shapes are known without it.
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        names = _input_names(prepared)
+        names = _prepare(source, prepared)
         quantize_static(
             str(prepared),
             str(fresh),
@@ -53,6 +52,20 @@ def quantize_file(
     finally:
         prepared.unlink(missing_ok=True)
         fresh.unlink(missing_ok=True)
+
+
+def _prepare(source: Path, prepared: Path) -> list[str]:
+    """Write the file that quantisation starts from, and return its inputs' names.
+
+    Symbolic shape inference fails on exported transformers; shapes are known without it. What ONNX Runtime's
+    optimiser writes of some of them it cannot open again; those stay as they were exported.
+    """
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    try:
+        return _input_names(prepared)
+    except Fail:
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True, skip_optimization=True)
+        return _input_names(prepared)
 
 
 def _input_names(path: Path) -> list[str]:
